@@ -43,8 +43,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn, optim
 
+from .batches import empty_loader, length
 from .events import CANCEL, EVENTS, STEPS, Callback, Handler, as_callbacks, name_callback, owner_name
-from .loaders import empty_loader, length
 
 
 class Learner:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from .batches import length
 from .events import Callback
 from .learner import Learner
-from .loaders import length
 from .metrics import MeanLoss, MetricsCB, as_text, batch_size
 from .thinned import Thinned
 

@@ -1,0 +1,235 @@
+"""ActivationStats: mean, standard deviation and histogram of layers' outputs through training, and their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import gcd
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..engine.moments import flat, moments
+from ..engine.select import Selector, select_modules
+from .hooks import Hook, HooksCallback
+from .learner import Learner
+from .thinned import Thinned
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BINS, LIMIT = 40, 10.0  # the histogram is of |x|, over 0 to LIMIT; what is larger counts in the last bin
+SAMPLE = 1 << 14  # values that a histogram is made from: a share is then within about 1 % of the layer's own
+
+
+def sample_of(tensor: Tensor, size: int = SAMPLE) -> Tensor:
+    """About `size` values of `tensor`, evenly spaced in memory, as one dimension; no copy where its memory is dense.
+
+    The spacing shares no divisor with the number of values, so that no channel and no position is left out.
+    """
+    x = flat(tensor)
+    step = max(1, x.numel() // size)
+    while gcd(step, x.numel()) > 1:
+        step += 1
+    return x[::step]
+
+
+def histogram(tensor: Tensor) -> Tensor:
+    """How many of the values have which magnitude, (BINS,) float32, estimated from a sample; no host round trip."""
+    sample = sample_of(tensor)
+    x = sample.float().abs().clamp_(max=LIMIT)
+    if x.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():  # histc on CUDA is not
+        edges = torch.linspace(0, LIMIT, BINS + 1, device=x.device)[1:-1]
+        below = torch.searchsorted(x.sort().values, edges)
+        counts = torch.diff(below, prepend=below.new_zeros(1), append=below.new_full((1,), x.numel())).float()
+    else:
+        counts = torch.histc(x, BINS, 0.0, LIMIT)
+    return counts * (tensor.numel() / sample.numel())
+
+
+class _Entry(NamedTuple):
+    step: int
+    mean: Tensor
+    std: Tensor
+    hist: Tensor
+
+
+class LayerStats:
+    """The record of one layer, bounded: evenly spaced steps, at most `cap` of them.
+
+    Attributes:
+        name, kind: dotted path and type of the module.
+        steps: at which steps of the fit, (n,) int64.
+        mean, std: of the layer's output, over all its values, (n,) float32; std is the population's.
+        hist: counts of |output| in 40 bins from 0 to 10, estimated from a sample, (n, 40) float32.
+        near_zero: the share of the first bin, |output| < 0.25, (n,) float32.
+
+    The values are kept where the layer runs; each attribute copies them to the CPU when it is read. As in the course,
+    `stats[0]`, `stats[1]`, `stats[2]` are mean, std and hist.
+    """
+
+    def __init__(self, name: str, kind: str, cap: int) -> None:
+        self.name, self.kind = name, kind
+        self._record: Thinned[_Entry] = Thinned(cap)
+
+    @torch.no_grad()
+    def record(self, step: int, output: Any) -> None:
+        """Note the moments of `output` (of its first tensor, where it is nested), unless the record is thinned here."""
+        tensor = _first_tensor(output)
+        if tensor is None or not self._record.due():
+            return
+        m = moments(tensor)
+        self._record.append(_Entry(step, m.mean, m.std, histogram(tensor.detach())))
+
+    def _column(self, i: int, width: tuple[int, ...] = ()) -> Tensor:
+        values = [entry[i] for entry in self._record]
+        return torch.stack(values).to("cpu", torch.float32) if values else torch.empty(0, *width)  # type: ignore[arg-type]
+
+    @property
+    def steps(self) -> Tensor:
+        return torch.tensor([entry.step for entry in self._record], dtype=torch.int64)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._column(1)
+
+    @property
+    def std(self) -> Tensor:
+        return self._column(2)
+
+    @property
+    def hist(self) -> Tensor:
+        return self._column(3, (BINS,))
+
+    @property
+    def near_zero(self) -> Tensor:
+        hist = self.hist
+        return hist[:, 0] / hist.sum(1)
+
+    def __len__(self) -> int:
+        return len(self._record)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return (self.mean, self.std, self.hist)[i]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.mean, self.std, self.hist))
+
+    def __repr__(self) -> str:
+        return f"LayerStats({self.name!r} {self.kind}, {len(self)} records)"
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    if not isinstance(output, Tensor):
+        output = next((leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)), None)
+    return output if output is not None and output.is_floating_point() and output.numel() else None
+
+
+class ActivationStats(HooksCallback):
+    """Records mean, std and histogram of layers' outputs. Runs at before_fit, cleanup_batch, after_fit and cleanup_fit.
+
+    Args:
+        layers: as for HooksCallback; None means every module without children.
+        on_train: record while training.
+        on_valid: record while validating.
+        every: record each `every`-th batch, >= 1.
+        cap: records to keep for each layer (even, >= 2). When they are full, every other one goes, evenly.
+        mod_filter, mods: as for HooksCallback.
+
+    Attributes:
+        stats: LayerStats by dotted path; each hook carries its own as `hook.stats`.
+
+    Mean and std are exact. A histogram is made from some 16,000 values of an output: on all of them it would take
+    longer than the layer. Nothing is copied to the host before it is looked at.
+    """
+
+    def __init__(
+        self,
+        layers: Selector | None = None,
+        on_train: bool = True,
+        on_valid: bool = False,
+        *,
+        every: int = 1,
+        cap: int = 1000,
+        mod_filter: Callable[[nn.Module], bool] | None = None,
+        mods: list[nn.Module] | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"`every` must be >= 1, got {every}.")
+        Thinned[Any](cap)  # refuses a bad cap here, not at the first batch
+        super().__init__(self._record, layers, on_train, on_valid, mod_filter=mod_filter, mods=mods)
+        self.every, self.cap, self._step = every, cap, 0
+
+    @property
+    def stats(self) -> dict[str, LayerStats]:
+        return {hook.name: hook.stats for hook in self.hooks}  # type: ignore[attr-defined]
+
+    def select(self, model: nn.Module) -> dict[str, nn.Module]:
+        found = select_modules(model, self.layers)
+        return {k: m for k, m in found.items() if not any(m.children())} if self.layers is None else found
+
+    def before_fit(self, learn: Learner) -> None:
+        super().before_fit(learn)
+        self._step = 0
+        for hook in self.hooks:
+            hook.stats = LayerStats(hook.name, hook.kind, self.cap)  # type: ignore[attr-defined]
+
+    def _record(self, hook: Hook, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if self._step % self.every == 0:
+            hook.stats.record(self._step, output)  # type: ignore[attr-defined]
+
+    def cleanup_batch(self, learn: Learner) -> None:
+        self._step += self.watches(learn)
+
+    # Pictures
+
+    def plot_stats(self, figsize: tuple[float, float] = (10, 4)) -> Figure:
+        """Means and standard deviations of all layers by training step, side by side."""
+        figure, axes = self._grid(2, figsize)
+        for ax, what, title in zip(axes, ("mean", "std"), ("Means", "Standard deviations"), strict=False):
+            for stats in self._recorded():
+                ax.plot(stats.steps.numpy(), getattr(stats, what).numpy(), label=f"{stats.name} {stats.kind}")
+            ax.set(title=title, xlabel="step", ylabel=what)
+        axes[1].legend(fontsize="small")
+        return figure
+
+    def color_dim(self, figsize: tuple[float, float] = (11, 5)) -> Figure:
+        """One picture for each layer: how the magnitudes of its outputs (log counts) are distributed at each step."""
+        recorded = self._recorded()
+        figure, axes = self._grid(len(recorded), figsize)
+        for ax, stats in zip(axes, recorded, strict=False):
+            span = (0.0, float(stats.steps[-1]) + 1, 0.0, LIMIT)
+            ax.imshow(stats.hist.t().log1p().numpy(), origin="lower", aspect="auto", extent=span)
+            ax.set(title=f"{stats.name} {stats.kind}", xlabel="step", ylabel="|output|")
+            ax.axis("on")
+        return figure
+
+    def dead_chart(self, figsize: tuple[float, float] = (11, 5)) -> Figure:
+        """One chart for each layer: the share of its outputs that are near zero (below 0.25) at each step."""
+        recorded = self._recorded()
+        figure, axes = self._grid(len(recorded), figsize)
+        for ax, stats in zip(axes, recorded, strict=False):
+            ax.plot(stats.steps.numpy(), stats.near_zero.numpy())
+            ax.set(title=f"{stats.name} {stats.kind}", xlabel="step", ylabel="share near zero", ylim=(0, 1))
+            ax.axis("on")
+        return figure
+
+    def _recorded(self) -> list[LayerStats]:
+        recorded = [stats for stats in self.stats.values() if len(stats)]
+        if not recorded:
+            raise RuntimeError(
+                "ActivationStats has recorded nothing: there must be a fit first, with batches to look at "
+                f"(on_train={self.on_train}, on_valid={self.on_valid}), and `layers` must match modules that run; it "
+                f"matched {len(self.hooks)}."
+            )
+        return recorded
+
+    def _grid(self, n: int, figsize: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+        self._recorded()
+        from .. import plot
+
+        figure, axes = plot.get_grid(n, figsize=figsize)
+        figure.set_layout_engine("constrained")
+        return figure, list(getattr(axes, "flat", [axes]))

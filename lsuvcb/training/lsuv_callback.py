@@ -1,0 +1,147 @@
+"""LSUVCallback: LSUV at the start of a fit, and no other difference."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..engine.errors import LSUVError
+from ..engine.lsuv import _checked as check_values
+from ..engine.lsuv import lsuv_
+from ..engine.once import is_done, mark_done
+from ..engine.report import LSUVReport
+from ..engine.run import fresh
+from ..engine.select import select_modules
+from ..engine.undisturbed import devices_of
+from .batches import empty_loader, first_batch, rewound
+from .callbacks import DeviceCB
+from .events import Callback, CancelBatchException
+from .learner import Learner
+
+_LSUV = inspect.signature(lsuv_).parameters
+ARGUMENTS = [name for name in _LSUV if name not in ("model", "batch")]
+
+
+class LSUVCallback(Callback):
+    """Initialises the model with LSUV on one training batch, once per model, and prints one line. Runs at before_fit.
+
+    See `lsuv_` for the arguments, all by keyword. Two more:
+
+    Args:
+        batch: use this batch, as the training loader would give it (or a tensor of inputs), instead of drawing one.
+        force: initialise again even if the model has been through an LSUVCallback before.
+
+    Attributes:
+        report: the LSUVReport of the last run; None before.
+
+    Raises:
+        TypeError, ValueError: where the callback is made, for an argument that `lsuv_` would refuse.
+
+    The batch is the first that the fit will train on: taken in this process, with every callback's before_batch, the
+    model in train mode and `learn.predict()` as its forward (`forward=` replaces it, and is given the whole batch).
+    A fit that does not train, and a model that is done already (a second fit, another Learner), are left alone.
+
+    Side effects: the weights, see `lsuv_`. All else is as before: torch's generators (on the devices too), numpy's,
+    Python's, and those held by the loader, its samplers and its data set; so the fit sees the batches, augmentations
+    and dropout masks that it would have seen without the callback. A loader's workers are neither started nor asked.
+
+    Caveats: what cannot be rewound loses the batch to LSUV: a one-shot iterator, an IterableDataset that keeps its
+    place; so does state of your own that a data set changes on reading. A data set that only works inside a worker
+    (worker_init_fn) cannot be read here. Name a `batch=` in these cases.
+
+    Example:
+        >>> LSUVCallback(tol=0.01, orthonormal=False)
+        LSUVCallback(tol=0.01, orthonormal=False)
+        >>> LSUVCallback(tolerance=0.01)
+        Traceback (most recent call last):
+        TypeError: LSUVCallback has no argument 'tolerance'; did you mean 'tol'?
+    """
+
+    order = DeviceCB.order + 30
+
+    def __init__(self, *, batch: Any = None, force: bool = False, **lsuv_args: Any) -> None:
+        _check(lsuv_args)
+        self.batch, self.force, self.lsuv_args = batch, force, lsuv_args
+        self.report: LSUVReport | None = None
+
+    def before_fit(self, learn: Learner) -> None:
+        if not learn.do_train or (is_done(learn.model) and not self.force):
+            return
+        with rewound(learn.dls.train, devices_of(learn.model)), _borrowed(learn):
+            self._prepare(learn)
+            arguments = {"forward": _predict(learn), **self.lsuv_args}
+            self.report = lsuv_(learn.model, learn.batch, **arguments)
+        mark_done(learn.model)
+        print(str(self.report).splitlines()[0])
+
+    def _prepare(self, learn: Learner) -> None:
+        """Have in `learn.batch` what training would have there at `predict`."""
+        try:
+            drawn = first_batch(learn.dls.train) if self.batch is None else self.batch
+        except StopIteration:
+            raise ValueError(empty_loader(learn.dls, "train")) from None
+        learn.batch = fresh((drawn,) if isinstance(drawn, torch.Tensor) else drawn)
+        learn.dl, learn.epoch, learn.iter, learn.training = learn.dls.train, 0, 0, True
+        try:
+            learn.callback("before_batch")
+        except CancelBatchException:
+            raise LSUVError(
+                "LSUV needs one training batch, and a callback cancelled the first in before_batch. No weight was "
+                "changed. Name another: LSUVCallback(batch=...)."
+            ) from None
+
+    def __repr__(self) -> str:
+        given = {"batch": self.batch, "force": self.force} | self.lsuv_args
+        shown = {k: "..." if k == "batch" else repr(v) for k, v in given.items() if v is not None and v is not False}
+        shown |= {k: repr(v) for k, v in self.lsuv_args.items()}
+        return f"LSUVCallback({', '.join(f'{k}={v}' for k, v in shown.items())})"
+
+
+def _check(given: dict[str, Any]) -> None:
+    for name in given:
+        if name not in ARGUMENTS:
+            close = get_close_matches(name, ARGUMENTS, n=1, cutoff=0.4)
+            advice = f"did you mean {close[0]!r}?" if close else f"`lsuv_` takes {', '.join(ARGUMENTS)}."
+            raise TypeError(f"LSUVCallback has no argument {name!r}; {advice}")
+    check_values(**{name: given.get(name, _LSUV[name].default) for name in inspect.signature(check_values).parameters})
+    forward = given.get("forward")
+    if forward is not None and not callable(forward):
+        raise TypeError(f"`forward` must be a function of (model, batch), got {forward!r}.")
+    layers = given.get("layers")
+    if layers is not None and not callable(layers):
+        try:
+            select_modules(nn.Identity(), layers)
+        except ValueError:  # names and modules are looked up in the model, which is not here yet
+            if not layers:
+                raise
+
+
+def _predict(learn: Learner) -> Any:
+    def forward(model: nn.Module, batch: Any) -> Any:
+        learn.batch = batch
+        learn.predict()
+        return learn.preds
+
+    return forward
+
+
+@contextmanager
+def _borrowed(learn: Learner) -> Iterator[None]:
+    """Whatever of the learner a prediction touches is afterwards as it was."""
+    names = ("batch", "preds", "loss", "dl", "epoch", "iter")
+    held = {name: vars(learn)[name] for name in names if name in vars(learn)}
+    modes = [(module, module.training) for module in learn.model.modules()]
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(learn).pop(name, None)
+        vars(learn).update(held)
+        for module, mode in modes:
+            module.training = mode
