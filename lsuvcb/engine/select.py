@@ -80,7 +80,9 @@ def select_modules(model: nn.Module, layers: Selector | None) -> dict[str, nn.Mo
     if isinstance(layers, type) or (isinstance(layers, tuple) and layers and all(isinstance(t, type) for t in layers)):
         return {path: module for path, module in paths.items() if isinstance(module, layers)}
     if isinstance(layers, nn.Module):
-        raise TypeError(f"`layers` must be a type, a predicate or a list, got one module ({type(layers).__name__}); write `layers=[module]`.")
+        raise TypeError(
+            f"`layers` must be a type, a predicate or a list, got one module ({type(layers).__name__}); write `layers=[module]`."
+        )
     if callable(layers):
         return {path: module for path, module in paths.items() if layers(module)}
     if isinstance(layers, str) or not isinstance(layers, Sequence):
@@ -89,13 +91,17 @@ def select_modules(model: nn.Module, layers: Selector | None) -> dict[str, nn.Mo
             f"names, got {layers!r} ({type(layers).__name__})."
         )
     if not layers:
-        raise ValueError("`layers` is an empty list: name at least one layer, or leave it out for every weight at work.")
+        raise ValueError(
+            "`layers` is an empty list: name at least one layer, or leave it out for every weight at work."
+        )
     wanted: set[nn.Module] = set()
     for item in layers:
         found = paths.get(item) if isinstance(item, str) else unwrap(item) if isinstance(item, nn.Module) else None
         if found is None or found not in set(paths.values()):
             names = ", ".join(repr(p) for p in list(paths)[1:7])
             shown = repr(item) if isinstance(item, str) else type(item).__name__
-            raise ValueError(f"`layers` has {shown}, which is no module of this {type(unwrap(model)).__name__}; it has {names}, ...")
+            raise ValueError(
+                f"`layers` has {shown}, which is no module of this {type(unwrap(model)).__name__}; it has {names}, ..."
+            )
         wanted.add(found)
     return {path: module for path, module in paths.items() if module in wanted}

@@ -1,0 +1,86 @@
+"""From what the passes found to what the user reads: the rows of the report, the errors and warnings about layers."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from .errors import NoLayersError, NotConvergedWarning
+from .eye import hidden_reason
+from .passes import Scale, Values
+from .report import LayerReport, LSUVReport, number
+from .run import Runner
+from .select import Selector, module_paths
+
+Measured = dict[str, tuple[float, float]]
+
+
+def layer_reports(eye: Scale, values: dict[str, Values], before: Measured, after: Measured) -> list[LayerReport]:
+    """One row for each weight at work and for each other weight of two or more dimensions, in execution order."""
+    rows = []
+    for weight in eye.weights.in_order():
+        name, solution = weight.name, eye.solutions.get(weight)
+        std_before, mean_before = before.get(name, (None, None))
+        std_after, mean_after = after.get(name, (None, None))
+        row = LayerReport(name, weight.kind, "", "", std_before, mean_before, std_after, mean_after, uses=weight.uses)
+        if solution is not None:
+            row.scale, row.shift, row.iterations = values[name].scale, values[name].shift, 1
+            changed = row.scale != 1 or row.shift != 0 or solution.start is not None
+            row.status = "scaled" if changed else "unchanged"
+            if eye.target.mean is not None and not solution.has_bias:
+                row.reason = "no bias: mean not moved"
+            _hold_to_target(row, eye, solution.tol, solution.has_bias)
+        elif weight.uses or weight.tensor.ndim >= 2:
+            row.status, row.reason = "left alone", weight.reason or hidden_reason(weight)
+        else:
+            continue
+        rows.append(row)
+    return rows
+
+
+def _hold_to_target(row: LayerReport, eye: Scale, tol: float, has_bias: bool) -> None:
+    """A layer that the last pass measured off its target is no success, whatever the solution promised."""
+    target = eye.target
+    for what, found, goal in (("std", row.std_after, target.std), ("mean", row.mean_after, target.mean)):
+        if found is None or goal is None or (what == "mean" and not has_bias):
+            continue
+        if not abs(found - goal) <= tol:
+            row.status = "not converged"
+            row.reason = f"measured {what} {number(found)} after the commit: this forward is not the same each time"
+
+
+def warn_if_missed(report: LSUVReport) -> None:
+    missed = [r for r in report.layers if r.status == "not converged"]
+    if missed:
+        worked = sum(r.status != "left alone" for r in report.layers)
+        which = ", ".join(f"{r.name!r} ({r.kind}): {r.reason}" for r in missed[:3])
+        warnings.warn(
+            f"{len(missed)} of {worked} layers are outside {report.std:g} +/- {report.tol:g} in std: {which}.",
+            NotConvergedWarning,
+            stacklevel=3,
+        )
+
+
+def no_layers(run: Runner, layers: Selector | None) -> NoLayersError:
+    """The error for a selection that means no weight at work; names the modules that ran."""
+    ran: dict[str, str] = {}
+
+    def note(path: str) -> Any:
+        return lambda module, args: ran.setdefault(path, type(module).__name__)
+
+    leaves = [(p, m) for p, m in module_paths(run.model).items() if not any(True for _ in m.children())]
+    handles = [m.register_forward_pre_hook(note(p)) for p, m in leaves]
+    try:
+        with torch.no_grad():
+            run.forward(run.model, run.batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        run.snapshot.restore()
+    names = ", ".join(f"{path!r} ({kind})" for path, kind in list(ran.items())[:12]) or "none"
+    what = "no weight at work was found" if layers is None else "`layers` selected no weight at work"
+    return NoLayersError(
+        f"{what}; this model's modules that ran: {names}. See `survey(model, batch)` for the layers that LSUV can scale."
+    )

@@ -1,0 +1,189 @@
+"""The eye: sees each op of a forward that uses a parameter, knows which, and whether the op is linear in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from . import ops
+from .weights import Made, Source, Weight, Weights, tensors_of
+
+
+@dataclass
+class Use:
+    """One call of a linear op with a weight of the model: y = op(x, W) + b.
+
+    Attributes:
+        weight: whose weight it is.
+        bias: the bias of this call, a parameter of the model; None without one.
+        fixed_bias: why the op's added term cannot change; "" if it can or if there is none.
+        stacked: the op multiplies by a stack of matrices (bmm).
+    """
+
+    op: str
+    func: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    source: Source
+    key: ops.Key
+    bias_key: ops.Key | None
+    bias: Weight | None
+    fixed_bias: str
+
+    @property
+    def weight(self) -> Weight:
+        return self.source.weight
+
+    @property
+    def stacked(self) -> bool:
+        return self.op in ("bmm", "baddbmm", "matmul") and self.weight.tensor.ndim > 2
+
+    def run(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Any:
+        """Call the op as the model did; with other values for its weight and bias where they are given."""
+        args, kwargs = self.args, self.kwargs
+        if weight is not None:
+            args, kwargs = ops.put(args, kwargs, self.key, self.source.replay(weight))
+        if bias is not None and self.bias_key is not None:
+            args, kwargs = ops.put(args, kwargs, self.bias_key, bias)
+        return self.func(*args, **kwargs)
+
+    def inputs(self) -> list[Tensor]:
+        """The tensors that the weight works on."""
+        skip = {id(ops.get(self.args, self.kwargs, k)) for k in (self.key, self.bias_key)}
+        return [t for a in (*self.args, *self.kwargs.values()) for t in tensors_of(a) if id(t) not in skip]
+
+
+def output_of(result: Any) -> Tensor:
+    """The tensor that a linear op gave: its result, or the first of them (attention also gives its weights)."""
+    return result[0] if isinstance(result, (tuple, list)) else result
+
+
+class Eye(TorchFunctionMode):
+    """Watches a forward. A subclass says what happens at a weight at work (`at_work`) and at any other use (`elsewhere`).
+
+    It needs no module hooks, so functional code, subclasses with a forward of their own and hooks that replace
+    outputs are all seen. Inside an op the mode is off: what `F.multi_head_attention_forward` does within stays hidden.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def at_work(self, use: Use) -> Any:
+        """Run a linear op and return its result, corrected or not."""
+        return use.run()
+
+    def elsewhere(self, sources: list[Source], op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run any other op that uses parameters."""
+        return func(*args, **kwargs)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        sources = self._sources(args, kwargs)
+        if not sources:
+            return func(*args, **kwargs)
+        op = ops.op_name(func)
+        if op in ops.LOOKS:
+            return func(*args, **kwargs)
+        if (op in ops.VIEWS or op in ops.PARTS) and (parent := self.weights.source(args[0])) is not None:
+            result = func(*args, **kwargs)
+            self.weights.derive(result, parent, lambda v: func(v, *args[1:], **kwargs), part=op in ops.PARTS)
+            return result
+        use = self._linear(op, func, args, kwargs)
+        if use is None:
+            return self._other(sources, op, func, args, kwargs)
+        result = self.at_work(use)
+        for source in sources:  # attention's packed in_proj, a parameter that is the weight's input
+            if isinstance(source, Source):
+                self.weights.meet(source.weight, op)
+        return result
+
+    def _sources(self, args: Any, kwargs: Any) -> list[Source | Made]:
+        find, found = self.weights.source, []
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            for item in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(item, Tensor) and (source := find(item)) is not None:
+                    found.append(source)
+        return found
+
+    def _linear(self, op: str, func: Any, args: Any, kwargs: Any) -> Use | None:
+        places = ops.slots(op, args, kwargs)
+        if places is None:
+            return None
+        found = [(k, self.weights.source(ops.get(args, kwargs, k))) for k in places.weights]
+        for _, made in found:
+            if not isinstance(made, Made):
+                continue
+            for weight in made.weights:
+                weight.note(f"transformed before use: {op} works on what {made.op} made of it")
+        at = [(k, s) for k, s in found if isinstance(s, Source)]
+        if len(at) > 1:
+            for _, source in at:
+                source.weight.note(f"product of two parameters ({op})")
+        if len(at) != 1:
+            return None
+        key, source = at[0]
+        if source.part:
+            source.weight.note(f"used in parts: {op} works on a slice of it")
+        added = ops.get(args, kwargs, places.bias)
+        if added is None:
+            return Use(op, func, args, kwargs, source, key, None, None, "")
+        of = self.weights.source(added)
+        bias = of.weight if isinstance(of, Source) and of.weight.tensor is added else None
+        return Use(op, func, args, kwargs, source, key, places.bias, bias, self._fixed_bias(bias, kwargs))
+
+    def _fixed_bias(self, bias: Weight | None, kwargs: dict[str, Any]) -> str:
+        if bias is None:
+            return "what is added to its output inside the op is no parameter of its own"
+        if kwargs.get("beta", 1) != 1:
+            return "its bias is scaled inside the op (beta)"
+        if not bias.zero and not bias.tensor.requires_grad:
+            return "its bias is frozen (requires_grad=False)"
+        return ""
+
+    def _other(self, sources: list[Source | Made], op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        direct = [s for s in sources if isinstance(s, Source)]
+        result = self.elsewhere(direct, op, func, args, kwargs)
+        outputs = tensors_of(result)
+        if not outputs:  # a look at a size, a flag or a value; no use
+            return result
+        for source in direct:
+            self.weights.meet(source.weight, op)
+        if all(self.weights.source(t) is not None for a in (*args, *kwargs.values()) for t in tensors_of(a)):
+            of = {id(w): w for s in sources for w in (s.weights if isinstance(s, Made) else (s.weight,))}
+            for tensor in outputs:
+                self.weights.tag(tensor, Made(op, tuple(of.values())))
+        return result
+
+
+def hidden_reason(weight: Weight) -> str:
+    """Why a parameter that no linear op used as its weight is left alone."""
+    if not weight.used_by:
+        return "not used in this pass"
+    return _HIDDEN.get(weight.used_by, f"used by {weight.used_by}, no linear op")
+
+
+_HIDDEN = {
+    **dict.fromkeys(
+        ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
+        "used inside a recurrent op that hides its outputs",
+    ),
+    "multi_head_attention_forward": "used inside multi_head_attention_forward, which hides its output (packed in_proj)",
+    "embedding": "a look-up table (embedding), no linear op",
+    "embedding_bag": "a look-up table (embedding_bag), no linear op",
+}
+
+
+def is_complex_or_integer(weight: Weight, output: Tensor) -> str:
+    """Why values of this type have no std to scale; "" for real floating ones."""
+    for what, tensor in (("its weight", weight.tensor), ("its output", output)):
+        if tensor.is_complex():
+            return f"{what} is complex ({tensor.dtype})"
+        if not torch.is_floating_point(tensor):
+            return f"{what} is of an integer type ({tensor.dtype})"
+    return ""

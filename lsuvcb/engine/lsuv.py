@@ -1,0 +1,222 @@
+"""Layer-sequential unit-variance initialization: `lsuv_` and `survey`.
+
+The method and its symbols (Mishkin & Matas, "All you need is a good init", ICLR 2016, arXiv:1511.06422, Algorithm 1):
+
+    B_l         output of layer l before its activation, on one mini-batch         `y` in the code
+    Var(B_l)    one population variance over the whole blob                        `found.std ** 2`
+    W_l         its weight; first drawn orthonormal, biases zero                   `start`
+    W_l <- W_l / sqrt(Var(B_l))                                                    `scale` = std / sqrt(Var(B_l))
+    Tol_var     the largest |Var(B_l) - 1| that ends the tries                     `tol` (of the std)
+    T_max       the largest number of tries                                        `max_iters`
+
+The paper runs the model again for each layer and each try. An output linear in its weight can be corrected where it
+appears and handed on, so one forward does for any depth; layers come in execution order because that is how they run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .account import layer_reports, no_layers, warn_if_missed
+from .commit import changes_of, commit, restored_on_failure
+from .errors import InputScaleWarning, TrainedModelWarning
+from .passes import Measure
+from .report import LayerSurvey, LSUVReport, Survey
+from .run import Forward, Runner
+from .select import Selector, module_paths
+from .solve import Target
+from .undisturbed import undisturbed
+from .weights import Weights
+
+
+def lsuv_(
+    model: nn.Module,
+    batch: Any,
+    *,
+    measure: Literal["layer", "activation"] = "layer",
+    std: float = 1.0,
+    mean: float | None = None,
+    orthonormal: bool = True,
+    layers: Selector | None = None,
+    activations: Any = None,
+    tol: float = 1e-3,
+    max_iters: int = 20,
+    forward: Forward | None = None,
+    generator: torch.Generator | None = None,
+    group: dist.ProcessGroup | None = None,
+    verify: bool = True,
+) -> LSUVReport:
+    """Scale each layer's weight in place, first to last, so that its output on `batch` has the std (and mean) asked for.
+
+    For each linear op y = op(x, W) + b in execution order: W <- s W and b <- s b + t, with s = std / sqrt(Var(y)) and
+    t = mean - s E[y], or 0 where `mean` is None or there is no bias. The corrected output s y + t is handed on, so one
+    forward serves all layers (see the module's docstring for the paper's symbols).
+
+    Args:
+        model: any nn.Module with its values in place, on any device, in any mode, compiled or wrapped.
+        batch: one batch of inputs as training sees them, a hundred samples or more for a good estimate: a tensor, a
+            tuple or list of positional arguments, a mapping of keywords, or whatever `forward` takes.
+        measure: "layer" (the paper): the layer's own output, before its activation.
+        std: target population std over all values of an output, > 0.
+        mean: target mean, reached through the bias; None (the paper) leaves it alone.
+        orthonormal: first draw the weights orthonormal and set the biases to zero (the paper's first step); False
+            keeps the weights that the model has.
+        layers: which layers, as a module type, a tuple of types, a predicate on the module, or a list of modules or of
+            names as the report gives them; None: every weight at work.
+        activations: reserved for measure="activation".
+        tol: largest |std - target|, > 0; a layer within it already is not touched. 1e-2 at least where weights or
+            outputs are bf16 or fp16.
+        max_iters: most evaluations of a layer that has no closed form, >= 1.
+        forward: called as forward(model, batch) to run the model; None: see `batch`.
+        generator: draws the orthonormal weights; None: torch's global CPU generator.
+        group: moments are summed over the ranks of this process group; all of them must call.
+        verify: measure every layer before and after with a pass of its own (3 passes in all); False: 1 pass.
+
+    Returns:
+        LSUVReport: what was done to each weight, or why it was left alone. `print(report)` shows it.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, a batch that the model cannot take.
+        NoLayersError: no weight at work was found or selected.
+        LSUVError: non-finite outputs, a model on the meta device, a ScriptModule.
+        Whatever the model itself raises. After any exception, Ctrl-C too, all weights are bit for bit what they were.
+
+    Warns:
+        InputScaleWarning: the batch's std is below 1/5 or above 5.
+        TrainedModelWarning: `orthonormal=True` on a model whose batch norms have counted batches.
+
+    Side effects:
+        The weights and biases that the report calls scaled, and nothing else: training flags, buffers, random
+        generators (but for the orthonormal draw), hooks, gradients, parameter identity, dtype, device and memory
+        format stay. The passes run without gradients, in the modes that the model is in, under the autocast that is active.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        >>> report = lsuv_(net, torch.randn(256, 64))
+        >>> report.converged, [f"{layer.std_after:.4f}" for layer in report.layers]
+        (True, ['1.0000', '1.0000'])
+
+    References:
+        Mishkin & Matas, "All you need is a good init", ICLR 2016, arXiv:1511.06422, Algorithm 1.
+    """
+    target = _checked(measure, std, mean, tol, max_iters)
+    began = time.perf_counter()
+    run = Runner(model, batch, forward)
+    _warn_of_input(run)
+    if orthonormal:
+        _warn_of_training(model)
+    with contextlib.ExitStack() as stack:
+        draws = stack.enter_context(_draws(generator)) if orthonormal else None
+        run.snapshot = stack.enter_context(undisturbed(model, batch))
+        before = run.measure(layers, group) if verify else {}
+        eye, values = run.scale(layers, target, draws, group)
+        if not any(w.uses and not w.unselected for w in eye.weights.all):
+            raise no_layers(run, layers)
+        changes = changes_of(eye.solutions, eye.biases, values)
+        stack.enter_context(restored_on_failure(c.target.tensor for c in changes))
+        commit(changes)
+        after = run.measure(layers, group) if verify else {}
+        report = LSUVReport(
+            layer_reports(eye, values, before, after),
+            run.input_std, run.input_mean, run.passes, time.perf_counter() - began, target.std, target.mean, target.tol,
+        )  # fmt: skip
+        warn_if_missed(report)
+    return report
+
+
+def survey(model: nn.Module, batch: Any, *, layers: Selector | None = None, forward: Forward | None = None) -> Survey:
+    """Mean and std of every layer's output by depth, in one pass that changes nothing: do I need LSUV?
+
+    Args:
+        model, batch, forward: as for `lsuv_`.
+        layers: the same selectors; None: every weight at work, at the output of its op.
+
+    Returns:
+        Survey, with a `verdict`. `print(survey)` shows it.
+
+    Raises:
+        As `lsuv_`; but outputs that are not finite are a finding, not an error.
+
+    Side effects:
+        None: see `lsuv_`.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(9)))
+        >>> survey(net, torch.randn(256, 64)).verdict
+        'std falls from 0.566 to 0.0874 over 9 layers: vanishing; lsuv_ would help'
+    """
+    run = Runner(model, batch, forward)
+    with undisturbed(model, batch) as run.snapshot:
+        eye = run.watch(Measure(Weights(model, layers)))
+        found = [w for w in eye.weights.met if w.name in eye.found and not w.unselected]
+        if not found:
+            raise no_layers(run, layers)
+    numbers = eye.read()
+    rows = [LayerSurvey(w.name, w.kind, *numbers[w.name]) for w in found]
+    return Survey(rows, run.input_std, run.input_mean)
+
+
+def _checked(measure: str, std: float, mean: float | None, tol: float, max_iters: int) -> Target:
+    """The target, from arguments that are in their ranges."""
+    if measure not in ("layer", "activation"):
+        raise ValueError(f"`measure` must be 'layer' or 'activation', got {measure!r}.")
+    for name, value in (("std", std), ("tol", tol)):
+        if not value > 0:
+            raise ValueError(f"`{name}` must be > 0, got {value!r}.")
+    if mean is not None and not abs(mean) < float("inf"):
+        raise ValueError(f"`mean` must be a finite number or None, got {mean!r}.")
+    if max_iters < 1:
+        raise ValueError(f"`max_iters` must be >= 1, got {max_iters!r}.")
+    return Target(float(std), None if mean is None else float(mean), float(tol))
+
+
+@contextlib.contextmanager
+def _draws(generator: torch.Generator | None) -> Iterator[torch.Generator]:
+    """The generator of the orthonormal draw; advanced by it on success alone.
+
+    The global generator is borrowed, not used: a model's dropout then sees the same numbers in every pass.
+    """
+    if generator is None:
+        draws = torch.Generator().set_state(torch.get_rng_state())
+        yield draws
+        torch.set_rng_state(draws.get_state())
+        return
+    state = generator.get_state()
+    try:
+        yield generator
+    except BaseException:
+        generator.set_state(state)
+        raise
+
+
+def _warn_of_input(run: Runner) -> None:
+    if run.input_std is not None and not 0.2 <= run.input_std <= 5:
+        warnings.warn(
+            f"the batch has std {run.input_std:.3g}; LSUV sets every layer behind it to the target, but training is better "
+            "served by inputs of unit variance: normalise them first, `(x - mean) / std` with the training set's.",
+            InputScaleWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_training(model: nn.Module) -> None:
+    for path, module in module_paths(model).items():
+        counter = getattr(module, "num_batches_tracked", None)
+        if isinstance(counter, torch.Tensor) and counter.numel() == 1 and bool(counter > 0):
+            warnings.warn(
+                f"{path!r} ({type(module).__name__}) has counted {int(counter)} batches: this model looks trained, and "
+                "the orthonormal step replaces its weights. Use `orthonormal=False` to rescale the weights that it has.",
+                TrainedModelWarning,
+                stacklevel=3,
+            )
+            return

@@ -1,0 +1,122 @@
+"""The ops that the eye knows: where a linear op keeps its weight and its bias, and which ops only look or reshape.
+
+To teach the eye a new linear op, add a row to `LINEAR`: its name as torch spells it and the places of its weight(s) and bias.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.nn import functional as F
+
+Key = int | str | tuple[int, int]  # a positional argument, a keyword, or an item of a list in a positional argument
+
+
+@dataclass(frozen=True)
+class Row:
+    """One linear op: the (position, keyword) of each argument that may be the weight, and of the bias.
+
+    `symmetric`: either operand may be the weight, and two parameters make a product of parameters.
+    """
+
+    weights: tuple[tuple[int, str], ...]
+    bias: tuple[int, str] | None = None
+    symmetric: bool = False
+
+
+_CONV = Row(((1, "weight"),), (2, "bias"))
+LINEAR: dict[str, Row] = {
+    "linear": Row(((1, "weight"),), (2, "bias")),
+    "bilinear": Row(((2, "weight"),), (3, "bias")),
+    "conv1d": _CONV,
+    "conv2d": _CONV,
+    "conv3d": _CONV,
+    "conv_transpose1d": _CONV,
+    "conv_transpose2d": _CONV,
+    "conv_transpose3d": _CONV,
+    "deform_conv2d": Row(((1, "weight"),), (4, "bias")),
+    "matmul": Row(((0, "input"), (1, "other")), symmetric=True),
+    "__rmatmul__": Row(((0, "self"), (1, "other")), symmetric=True),
+    "mm": Row(((0, "input"), (1, "mat2")), symmetric=True),
+    "bmm": Row(((0, "input"), (1, "mat2")), symmetric=True),
+    "mv": Row(((0, "input"), (1, "vec")), symmetric=True),
+    "inner": Row(((0, "input"), (1, "other")), symmetric=True),
+    "tensordot": Row(((0, "a"), (1, "b")), symmetric=True),
+    "addmm": Row(((1, "mat1"), (2, "mat2")), (0, "input"), symmetric=True),
+    "addmv": Row(((1, "mat"), (2, "vec")), (0, "input"), symmetric=True),
+    "baddbmm": Row(((1, "batch1"), (2, "batch2")), (0, "input"), symmetric=True),
+    "addbmm": Row(((1, "batch1"), (2, "batch2")), (0, "input"), symmetric=True),
+    "einsum": Row((), symmetric=True),  # its operands are looked up below
+    "multi_head_attention_forward": Row(((11, "out_proj_weight"),), (12, "out_proj_bias")),
+}
+# Views, copies and casts of a whole weight: what is linear in the result is linear in the weight.
+VIEWS = frozenset(
+    "t T mT H transpose swapaxes swapdims movedim moveaxis permute adjoint view view_as reshape flatten unflatten ravel "
+    "squeeze unsqueeze contiguous clone detach alias data to type type_as float double half bfloat16 requires_grad_ "
+    "cpu cuda as_subclass".split()
+)
+# The same where only a part of the weight comes out.
+PARTS = frozenset("__getitem__ select narrow chunk split unbind index_select tensor_split split_with_sizes".split())
+# Reading these uses no value.
+LOOKS = frozenset("grad grad_fn shape dtype device is_leaf requires_grad".split())
+
+
+def op_name(func: Callable[..., Any]) -> str:
+    """The name of the function that a TorchFunctionMode was handed; for a property of a tensor, the property's."""
+    name = getattr(func, "__name__", str(func))
+    return getattr(func.__self__, "__name__", name) if name == "__get__" else name  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where this call of a linear op keeps its possible weights and its bias."""
+
+    weights: tuple[Key, ...]
+    bias: Key | None
+    symmetric: bool
+
+
+_MHA_PARAMETERS = list(inspect.signature(F.multi_head_attention_forward).parameters)
+assert _MHA_PARAMETERS[11:13] == ["out_proj_weight", "out_proj_bias"], "torch moved its attention's arguments"
+
+
+def slots(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Slots | None:
+    """The slots of a call, None if `name` is no linear op."""
+    row = LINEAR.get(name)
+    if row is None:
+        return None
+    if name == "einsum":
+        listed = len(args) == 2 and isinstance(args[1], (list, tuple))
+        keys: tuple[Key, ...] = tuple((1, i) for i in range(len(args[1]))) if listed else tuple(range(1, len(args)))
+        return Slots(keys, None, True)
+
+    def key(place: tuple[int, str]) -> Key | None:
+        position, keyword = place
+        return position if position < len(args) else keyword if keyword in kwargs else None
+
+    found = tuple(k for place in row.weights if (k := key(place)) is not None)
+    return Slots(found, key(row.bias) if row.bias else None, row.symmetric)
+
+
+def get(args: Sequence[Any], kwargs: dict[str, Any], key: Key | None) -> Any:
+    if key is None:
+        return None
+    if isinstance(key, tuple):
+        return args[key[0]][key[1]]
+    return kwargs[key] if isinstance(key, str) else args[key]
+
+
+def put(args: Sequence[Any], kwargs: dict[str, Any], key: Key, value: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments with `value` in the place of `key`; the ones given are left as they are."""
+    args, kwargs = list(args), dict(kwargs)
+    if isinstance(key, tuple):
+        outer, inner = key
+        args[outer] = [value if i == inner else item for i, item in enumerate(args[outer])]
+    elif isinstance(key, str):
+        kwargs[key] = value
+    else:
+        args[key] = value
+    return args, kwargs

@@ -1,0 +1,257 @@
+"""What happened: LSUVReport and its layers, Survey and its verdict; as text, as data, as a picture."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH = 100
+
+
+def number(value: float | None) -> str:
+    """Three digits that fit a column: 0.58, 12.3, 4.1e-05; a dash for what was not measured."""
+    if value is None:
+        return "-"
+    if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}" if abs(value) < 1000 or not math.isfinite(value) else f"{value:.0f}"
+    return f"{value:.1e}"
+
+
+def shorten(path: str, width: int) -> str:
+    """A dotted path in at most `width` characters: its first parts shrink to a letter and a number, its last ones stay.
+
+    >>> shorten("encoder.layers.encoder_layer_10.mlp.0", 20)
+    'e.l.e10.mlp.0'
+    """
+    parts = path.split(".")
+    for i, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) <= width:
+            break
+        parts[i] = part if part.isdigit() else part[:1] + part[len(part.rstrip("0123456789")) :]
+    short = ".".join(parts)
+    return short if len(short) <= width else "…" + short[len(short) - width + 1 :]
+
+
+def table(rows: Sequence[Sequence[str]], left: Iterable[int]) -> list[str]:
+    """Rows as aligned columns, the first row the head; the columns in `left` flush left, the others right.
+
+    The first column gives way where a line would be longer than WIDTH.
+    """
+    left = set(left)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
+    rows = [(shorten(row[0], widths[0]), *row[1:]) for row in rows]
+    cells = (
+        [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    )
+    return ["  ".join(row).rstrip() for row in cells]
+
+
+def wrapped(indent: str, text: str) -> list[str]:
+    """`text` in lines of at most WIDTH characters, each begun with `indent`."""
+    import textwrap
+
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
+@dataclass
+class LayerReport:
+    """One weight: what it was, what was done, what came of it.
+
+    Attributes:
+        name: dotted path of the module; with the tensor's name behind it where that is not `weight`.
+        kind: the type of the module.
+        status: "scaled", "unchanged" (within tol already), "not converged" or "left alone".
+        reason: "" unless there is something to say; always given for "left alone".
+        std_before, mean_before, std_after, mean_after: of its output, measured by survey passes; None without them,
+            and where the weight gave no output of its own.
+        scale, shift: W became scale * W, and the bias scale * b + shift (measure="layer") or b + shift (measure="activation").
+        iterations: evaluations of the layer that the solution took.
+        uses: how many ops of the pass used the weight.
+    """
+
+    name: str
+    kind: str
+    status: str
+    reason: str = ""
+    std_before: float | None = None
+    mean_before: float | None = None
+    std_after: float | None = None
+    mean_after: float | None = None
+    scale: float = 1.0
+    shift: float = 0.0
+    iterations: int = 0
+    uses: int = 0
+
+
+@dataclass
+class LSUVReport:
+    """What `lsuv_` found and did, layer by layer in execution order; what did not run comes last.
+
+    Attributes:
+        layers: one LayerReport for each weight at work, and for each other weight of two or more dimensions.
+        input_std, input_mean: of the batch's first floating tensor; None if it has none.
+        passes: how often the model ran.
+        seconds: wall time of the whole call.
+        std, mean, tol: the target, and the allowed error (see `lsuv_`).
+    """
+
+    layers: list[LayerReport]
+    input_std: float | None
+    input_mean: float | None
+    passes: int
+    seconds: float
+    std: float = 1.0
+    mean: float | None = None
+    tol: float = 1e-3
+
+    @property
+    def converged(self) -> bool:
+        """No layer missed its target. Layers left alone do not count."""
+        return all(layer.status != "not converged" for layer in self.layers)
+
+    @property
+    def worst_error(self) -> float | None:
+        """The largest |std - target| among the layers at their target, as measured afterwards; None without a measurement."""
+        errors = [
+            abs(r.std_after - self.std) for r in self.layers if r.status != "left alone" and r.std_after is not None
+        ]
+        return max(errors, default=None)
+
+    def summary(self) -> str:
+        """One line: how many layers are at their target, the worst error, how many were left alone, the cost."""
+        count = Counter(layer.status for layer in self.layers)
+        done, missed = count["scaled"] + count["unchanged"], count["not converged"]
+        goal = f"std {number(self.std)}" + (f", mean {number(self.mean)}" if self.mean is not None else "")
+        parts = [f"{done} of {done + missed} layers at {goal}"]
+        if count["unchanged"]:
+            parts[0] += f" ({count['unchanged']} were already)"
+        if self.worst_error is not None:
+            parts.append(f"worst error {self.worst_error:.1e}")
+        if missed:
+            parts.append(f"{missed} not converged")
+        if count["left alone"]:
+            parts.append(f"{count['left alone']} left alone")
+        parts.append(f"{self.passes} {'pass' if self.passes == 1 else 'passes'}, {self.seconds:.2f} s")
+        return "LSUV: " + "; ".join(parts)
+
+    def __str__(self) -> str:
+        lines = [self.summary()]
+        worked = [r for r in self.layers if r.status != "left alone"]
+        if worked:
+            head = ("layer", "kind", "std", "mean", "->", "std", "mean", "scale", "status")
+            lines += table([head, *map(_cells, worked)], left=(0, 1, 8))
+        for reason, names in _by_reason(r for r in worked if r.reason):
+            lines += wrapped("  ", f"* {reason}: {_few(names)}")
+        left = list(_by_reason(r for r in self.layers if r.status == "left alone"))
+        if left:
+            lines.append("left alone:")
+        for reason, names in left:
+            lines += wrapped("  ", f"{len(names)} {reason}: {_few(names)}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values that json.dumps takes."""
+        return {**asdict(self), "converged": self.converged, "worst_error": self.worst_error}
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Std of each layer's output by depth, before and after, on a log scale. Needs the measurements of verify=True."""
+        from ..plot import plot_stds
+
+        shown = [
+            r for r in self.layers if r.status != "left alone" and r.std_before is not None and r.std_after is not None
+        ]
+        if not shown:
+            raise ValueError("this report holds no measurements to plot; call `lsuv_` with verify=True.")
+        names, before, after = zip(*((r.name, r.std_before, r.std_after) for r in shown), strict=True)
+        return plot_stds(names, before, after, ax=ax)
+
+
+def _cells(r: LayerReport) -> tuple[str, ...]:
+    before, after = (r.std_before, r.mean_before), (r.std_after, r.mean_after)
+    status = r.status + (f", {r.uses} uses" if r.uses > 1 else "") + (" *" if r.reason else "")
+    return (r.name, r.kind[:16], *map(number, before), "->", *map(number, after), number(r.scale), status)
+
+
+def _by_reason(layers: Iterable[LayerReport]) -> Iterable[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for layer in layers:
+        groups.setdefault(layer.reason, []).append(layer.name)
+    return groups.items()
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@dataclass
+class LayerSurvey:
+    """One layer's output on one batch: mean and population std over all its values."""
+
+    name: str
+    kind: str
+    std: float
+    mean: float
+
+
+@dataclass
+class Survey:
+    """The signal by depth, before anyone changed a weight.
+
+    Attributes:
+        layers: in execution order, a layer that runs several times by its first run.
+        input_std, input_mean: of the batch's first floating tensor; None if it has none.
+    """
+
+    layers: list[LayerSurvey]
+    input_std: float | None
+    input_mean: float | None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence. The rule compares the median std of the last third of the layers with that of the first third:
+
+        below 1/3 of it the signal is vanishing, above 3 times it exploding; otherwise it is steady, and near unit
+        variance if every std lies in [1/2, 2]. A std that is no number, or a constant output, is named first.
+        """
+        stds = [layer.std for layer in self.layers]
+        count = f"{len(stds)} layers" if len(stds) > 1 else "1 layer"
+        for layer in self.layers:
+            if not math.isfinite(layer.std):
+                return f"not finite from {layer.name!r} on: exploding; lsuv_ would help"
+        third = max(1, len(stds) // 3)
+        first, last = _median(stds[:third]), _median(stds[-third:])
+        if last < first / 3:
+            return f"std falls from {number(stds[0])} to {number(stds[-1])} over {count}: vanishing; lsuv_ would help"
+        if last > first * 3:
+            return f"std grows from {number(stds[0])} to {number(stds[-1])} over {count}: exploding; lsuv_ would help"
+        low, high = min(stds), max(stds)
+        if low >= 0.5 and high <= 2:
+            return f"std between {number(low)} and {number(high)} over {count}: near unit variance; little to gain from lsuv_"
+        return f"std between {number(low)} and {number(high)} over {count}: steady, but not unit variance; lsuv_ sets it to 1"
+
+    def __str__(self) -> str:
+        rows = [("layer", "kind", "std", "mean")]
+        rows += [(r.name, r.kind[:20], number(r.std), number(r.mean)) for r in self.layers]
+        return "\n".join([f"Survey: {self.verdict}", *table(rows, left=(0, 1))])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values that json.dumps takes."""
+        return {**asdict(self), "verdict": self.verdict}
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Std of each layer's output by depth, on a log scale."""
+        from ..plot import plot_stds
+
+        return plot_stds([r.name for r in self.layers], [r.std for r in self.layers], ax=ax)
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]

@@ -1,0 +1,162 @@
+"""How a model is run on a batch: the default forward, its errors, a batch that no pass can spoil, pass after pass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils import _pytree as pytree
+
+from .errors import LSUVError
+from .eye import Eye
+from .finite import count_non_finite
+from .moments import moments
+from .passes import CONSTANT, Measure, Scale, Values
+from .select import Selector, unwrap
+from .solve import Target
+from .undisturbed import Snapshot, devices_of, tensors_in, undisturbed
+from .weights import Weights, refuse
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def default_forward(model: nn.Module, batch: Any) -> Any:
+    """model(**batch) for a mapping, model(*batch) for a tuple or list, else model(batch).
+
+    DDP and DataParallel are left aside: this process alone runs its own replica.
+    """
+    model = unwrap(model)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    return model(batch)
+
+
+def check_batch(model: nn.Module, batch: Any) -> None:
+    """Fail before any pass where `default_forward` cannot succeed: arguments that do not fit, a batch on another device.
+
+    Raises:
+        TypeError: the model's forward does not take these arguments.
+        ValueError: the batch is on another device than the model.
+    """
+    inner = unwrap(model)
+    keywords = dict(batch) if isinstance(batch, Mapping) else {}
+    positional = list(batch) if isinstance(batch, (tuple, list)) else [] if keywords else [batch]
+    try:
+        inspect.signature(inner.forward).bind(*positional, **keywords)
+    except TypeError as error:
+        given = f"{len(positional)} positional arguments" if positional else f"the keywords {sorted(keywords)}"
+        raise TypeError(
+            f"{type(inner).__name__}.forward does not take this batch, a {type(batch).__name__} given as {given} ({error}). "
+            "For a loader's (inputs, targets) pair write `lsuv_(model, xb)`; "
+            "for anything else give `forward=lambda model, batch: ...`."
+        ) from None
+    homes, away = devices_of(inner), {t.device for t in tensors_in(batch)}
+    if len(homes) == 1 and away and away.isdisjoint(homes):
+        home, other = homes.pop(), sorted(map(str, away))
+        raise ValueError(f"`batch` is on {', '.join(other)}, the model on {home}; write `batch.to({str(home)!r})`.")
+
+
+def fresh(batch: Any) -> Any:
+    """A copy of the batch's containers and tensors, so that a model that writes into its input spoils no later pass."""
+    if isinstance(batch, Mapping) and type(batch) is not dict:
+        batch = dict(batch)
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone().requires_grad_(t.requires_grad), batch)
+
+
+def first_float(batch: Any) -> Tensor | None:
+    """The tensor whose scale is the input's: the batch's first real floating one."""
+    batch = dict(batch) if isinstance(batch, Mapping) else batch
+    return next((t for t in tensors_in(batch) if torch.is_floating_point(t) and t.numel()), None)
+
+
+AnyEye = TypeVar("AnyEye", bound=Eye)
+
+
+class Runner:
+    """One model and one batch, run as often as needed, each time from the same state.
+
+    Args:
+        forward: called as forward(model, batch); None: `default_forward`, whose arguments are checked at once.
+
+    Attributes:
+        snapshot: what each pass starts from; set before the first.
+        passes: how often the model ran.
+        input_std, input_mean: of the batch's first floating tensor; None if it has none.
+    """
+
+    snapshot: Snapshot
+
+    def __init__(self, model: nn.Module, batch: Any, forward: Forward | None) -> None:
+        if forward is not None and not callable(forward):
+            raise TypeError(f"`forward` must be callable as forward(model, batch), got {forward!r}.")
+        refuse(model)
+        if forward is None:
+            check_batch(model, batch)
+        self.model, self.batch, self.forward = model, batch, forward or default_forward
+        self.passes = 0
+        self.input_std = self.input_mean = None
+        if (tensor := first_float(batch)) is not None:
+            found = moments(tensor)
+            self.input_std, self.input_mean = found.std.item(), found.mean.item()
+        self._materialise()
+
+    def watch(self, eye: AnyEye) -> AnyEye:
+        """Run the model once under `eye`, without gradients; then put its state back to the snapshot."""
+        self.passes += 1
+        try:
+            with torch.no_grad(), eye:
+                self.forward(self.model, fresh(self.batch))
+        except Exception as error:
+            bad, total = count_non_finite(tensors_in(self.batch))
+            batch = (
+                f"The batch itself holds {bad} non-finite of {total} values" if bad else "The batch itself is finite"
+            )
+            error.add_note(f"{batch}. Raised in pass {self.passes} over the {type(unwrap(self.model)).__name__}.")
+            error.add_note("No weight was changed.")
+            raise
+        finally:
+            self.snapshot.restore()
+        return eye
+
+    def measure(self, layers: Selector | None, group: dist.ProcessGroup | None) -> dict[str, tuple[float, float]]:
+        """Std and mean of every weight's output, by name."""
+        return self.watch(Measure(Weights(self.model, layers), group)).read()
+
+    def scale(
+        self, layers: Selector | None, target: Target, draws: torch.Generator | None, group: dist.ProcessGroup | None
+    ) -> tuple[Scale, dict[str, Values]]:
+        """The pass that solves every layer, and its numbers, read from the device once."""
+        state = draws.get_state() if draws is not None else None
+        eye = self.watch(Scale(Weights(self.model, layers), target, draws, group))
+        values = eye.read()
+        if not all(v.finite for v in values.values()):
+            # The same pass again, now with a look at each layer: it raises at the first one
+            if draws is not None and state is not None:
+                draws.set_state(state)
+            self.watch(Scale(Weights(self.model, layers), target, draws, group, strict=True))
+            raise LSUVError(
+                "the outputs were not finite in one pass and finite in the next: this model is not deterministic."
+            )
+        for weight in [w for w in eye.solutions if values[w.name].constant]:
+            weight.note(CONSTANT)
+            del eye.solutions[weight]
+        return eye, values
+
+    def _materialise(self) -> None:
+        """Lazy modules get their parameters from a first pass; what it counted and drew is put back."""
+        lazy = [m for m in self.model.modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]
+        if not lazy:
+            return
+        with undisturbed(self.model, self.batch) as self.snapshot:
+            self.watch(Eye(Weights(nn.Module())))
+        for module in lazy:
+            if isinstance(module, _NormBase):
+                module.reset_running_stats()

@@ -1,0 +1,133 @@
+"""Run a model and leave no trace: RNG, buffers, modes, gradients, compiled and wrapped models."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+
+
+class RNGState:
+    """The state of every random generator that a model or a loader draws from, to be restored as often as needed.
+
+    Covers torch on the CPU and on `devices`, Python's `random`, and numpy's global generator if numpy is loaded.
+    """
+
+    def __init__(self, devices: Iterable[torch.device] = ()) -> None:
+        self._devices = {d: torch.get_device_module(d) for d in devices if d.type not in ("cpu", "meta")}
+        self._cpu = torch.get_rng_state()
+        self._on_devices = {d: self._get(d) for d in self._devices}
+        self._python = random.getstate()
+        self._numpy = numpy.random.get_state() if (numpy := sys.modules.get("numpy")) else None
+
+    @property
+    def cpu(self) -> Tensor:
+        """The state of torch's CPU generator when this was made."""
+        return self._cpu
+
+    def _get(self, device: torch.device) -> Tensor:
+        module = self._devices[device]
+        return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._cpu)
+        for device, state in self._on_devices.items():
+            module = self._devices[device]
+            if device.type == "mps":
+                module.set_rng_state(state)
+            else:
+                module.set_rng_state(state, device)
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def tensors_in(batch: Any) -> list[Tensor]:
+    """Every tensor in a nested batch, in order: tuples, lists, mappings, dataclasses known to pytree."""
+    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def devices_of(model: nn.Module, batch: Any = None) -> set[torch.device]:
+    """Where the parameters and buffers of `model` and the tensors of `batch` live."""
+    state = [*model.parameters(), *model.buffers()]
+    return {t.device for t in [*state, *tensors_in(batch)]}
+
+
+class Snapshot:
+    """What a forward may change in a model besides its outputs: modes, buffers, gradients, flags, RNG."""
+
+    def __init__(self, model: nn.Module, batch: Any = None) -> None:
+        self._rng = RNGState(devices_of(model, batch))
+        self._modules = [(m, m.training, dict(m._buffers)) for m in model.modules()]
+        self._buffers = {
+            b: b.detach().clone() for m in self._modules for b in m[2].values() if b is not None and not is_lazy(b)
+        }
+        self._grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+
+    @property
+    def rng(self) -> RNGState:
+        return self._rng
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back, in place: the same buffer objects hold the same values as before."""
+        for module, training, buffers in self._modules:
+            module.training = training
+            if any(module._buffers.get(name) is not buffer for name, buffer in buffers.items()):
+                module._buffers.update(buffers)
+            for name in module._buffers.keys() - buffers.keys():
+                del module._buffers[name]
+        for buffer, value in self._buffers.items():
+            # copy_ bumps the version counter, so an unchanged buffer is left alone
+            if not _same(buffer, value):
+                buffer.copy_(value)
+        for p, grad, requires_grad in self._grads:
+            if p.grad is not grad:
+                p.grad = grad
+            if p.requires_grad != requires_grad:
+                p.requires_grad_(requires_grad)
+        # autocast keeps casts of the weights; those made without gradients would cut the graph of a later forward
+        torch.clear_autocast_cache()
+        self._rng.restore()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.device.type == "cpu" and a.shape == b.shape and torch.equal(a, b)
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, batch: Any = None) -> Iterator[Snapshot]:
+    """Whatever runs inside leaves `model` and the random generators as they were, after success and after any failure.
+
+    Args:
+        model: its submodules' training flags, buffers, `.grad` and requires_grad are kept; its parameters' values are
+            not looked at.
+        batch: where its tensors live, that device's generator is kept too.
+
+    Yields:
+        the Snapshot; `restore()` may be called in between, so that each of several passes starts from the same state.
+
+    Compiled parts (torch.compile) run eagerly inside: a compiled graph would not see modes and hooks added later.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
+        >>> with undisturbed(net):
+        ...     _ = net(torch.randn(8, 3))
+        >>> int(net[0].num_batches_tracked)
+        0
+    """
+    snapshot = Snapshot(model, batch)
+    # torch.compile imports torch._dynamo; where nothing did, nothing is compiled and the (slow) import is saved
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+    try:
+        with eager:
+            yield snapshot
+    finally:
+        snapshot.restore()

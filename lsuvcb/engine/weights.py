@@ -1,0 +1,206 @@
+"""Every parameter of a model, by identity: its name in the report, and what a pass finds out about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .errors import LSUVError
+from .select import Selector, module_paths, select_modules
+
+_SOURCE = "_lsuvcb_source"  # an attribute on tensors that a pass derives from a weight; it dies with the tensor
+_OLD_NORMS = ("WeightNorm", "SpectralNorm")  # torch.nn.utils' hook-based forms
+
+
+def tensors_of(value: object) -> list[Tensor]:
+    """The tensors in a value that an op takes or gives: itself, or the items of a tuple or list."""
+    return [item for item in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(item, Tensor)]
+
+
+@dataclass(eq=False)
+class Weight:
+    """One parameter (or one parametrized tensor) of a module, and how this pass met it.
+
+    Attributes:
+        name: the module's dotted path; with the tensor's own name behind it where that is not `weight`.
+        kind: the type of the module that owns it.
+        tensor: the values: the parameter itself, or what the parametrization computed at the start of the pass.
+        assign: sets new values where the parameter cannot be scaled in place; None for a plain parameter.
+        zero: every value is zero.
+        reason: why it is left alone; "" while nothing speaks against it.
+        used_by: the op that used it first; "" before any did.
+        uses: how many linear ops used it as their weight.
+        unselected: `layers` does not mean it.
+        owners: every module that holds it.
+    """
+
+    name: str
+    module: nn.Module
+    tensor_name: str
+    tensor: Tensor
+    assign: Callable[[Tensor], None] | None = None
+    zero: bool = False
+    reason: str = ""
+    used_by: str = ""
+    uses: int = 0
+    unselected: bool = False
+    owners: list[nn.Module] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        return type(self.module).__name__
+
+    def note(self, reason: str) -> None:
+        """Leave it alone for this reason; the first one stands."""
+        self.reason = self.reason or reason
+
+    def __str__(self) -> str:
+        """For messages: the name, the kind, and the sizes in and out."""
+        module, shape = self.module, tuple(self.tensor.shape)
+        for fan_in, fan_out in (("in_features", "out_features"), ("in_channels", "out_channels")):
+            if self.tensor_name == "weight" and hasattr(module, fan_in) and hasattr(module, fan_out):
+                return f"{self.name!r} ({self.kind} {getattr(module, fan_in)} -> {getattr(module, fan_out)})"
+        return f"{self.name!r} ({self.kind} {'x'.join(map(str, shape))})"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor comes from: a weight, through views and casts that `replay` repeats on other values of it."""
+
+    weight: Weight
+    replay: Callable[[Tensor], Tensor] = lambda values: values
+    part: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor that an op other than a view computed from parameters alone: a standardised weight, a merged adapter."""
+
+    op: str
+    weights: tuple[Weight, ...]
+
+
+class Weights:
+    """The parameters of one model for one pass: a look-up by identity, and the order in which the pass met them.
+
+    Args:
+        model: its parameters are found anew; nothing is changed.
+        layers: which of them LSUV may touch; see `lsuv_`.
+    """
+
+    def __init__(self, model: nn.Module, layers: Selector | None = None) -> None:
+        self._by_id: dict[int, Source] = {}
+        self.all: list[Weight] = []
+        self.met: list[Weight] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.paths = module_paths(model)
+        for path, module in self.paths.items():
+            if not isinstance(module, parametrize.ParametrizationList):
+                self._register(path, module)
+        self._choose(model, layers)
+        self._find_zeros()
+
+    def _register(self, path: str, module: nn.Module) -> None:
+        inside_parametrization = ".parametrizations." in f".{path}"
+        old_norm = {
+            getattr(h, "name", ""): h for h in module._forward_pre_hooks.values() if type(h).__name__ in _OLD_NORMS
+        }
+        for name, parameter in module._parameters.items():
+            if parameter is None or inside_parametrization or any(name.startswith(f"{n}_") for n in old_norm):
+                continue
+            if (source := self._by_id.get(id(parameter))) is not None:
+                source.weight.owners.append(module)
+            else:
+                self._by_id[id(parameter)] = Source(self._add(path, module, name, parameter))
+        if parametrize.is_parametrized(module):
+            self._register_parametrized(path, module)
+
+    def _add(self, path: str, module: nn.Module, name: str, tensor: Tensor) -> Weight:
+        full = path or type(module).__name__
+        if name != "weight":
+            full = f"{path}.{name}" if path else name
+        weight = Weight(full, module, name, tensor, owners=[module])
+        self.all.append(weight)
+        return weight
+
+    def _register_parametrized(self, path: str, module: nn.Module) -> None:
+        pass  # the next step teaches the eye parametrizations
+
+    def _choose(self, model: nn.Module, layers: Selector | None) -> None:
+        if layers is None:
+            return
+        chosen: set[int] = set()
+        if isinstance(layers, (list, tuple)) and not any(isinstance(item, type) for item in layers):
+            named = {w.name: w for w in self.all}
+            chosen = {id(named[item]) for item in layers if isinstance(item, str) and item in named}
+            rest: list[Any] = [item for item in layers if not (isinstance(item, str) and item in named)]
+            modules = set(select_modules(model, rest).values()) if rest or not layers else set()
+        else:
+            modules = set(select_modules(model, layers).values())
+        for weight in self.all:
+            if id(weight) not in chosen and not modules.intersection(weight.owners):
+                weight.unselected = True
+                weight.reason = "not selected by `layers`"
+
+    def _find_zeros(self) -> None:
+        """Two reads from each device for the whole model: the first values of each tensor, then those that began with zeros."""
+        candidates = [w for w in self.all if w.tensor.numel() and not w.tensor.is_complex()]
+        for probe in (lambda t: t.detach().reshape(-1)[:64].any(), lambda t: t.detach().count_nonzero() > 0):
+            found: dict[int, bool] = {}
+            for device in {w.tensor.device for w in candidates}:
+                here = [w for w in candidates if w.tensor.device == device]
+                found.update(zip(map(id, here), torch.stack([probe(w.tensor) for w in here]).tolist(), strict=True))
+            candidates = [w for w in candidates if not found[id(w)]]
+        for weight in candidates:
+            weight.zero = True
+
+    def source(self, value: object) -> Source | Made | None:
+        """Where `value` comes from; None for anything that is no parameter and not made of parameters alone."""
+        found = self._by_id.get(id(value))
+        return found if found is not None else getattr(value, _SOURCE, None)
+
+    def derive(self, result: object, parent: Source | Made, replay: Callable[[Tensor], Tensor], part: bool) -> None:
+        """Remember that `result` (or each tensor in it) is `replay` of what `parent` is."""
+        for item in tensors_of(result):
+            if isinstance(parent, Source):
+                part = parent.part or (part and item.numel() < parent.weight.tensor.numel())
+                self.tag(item, Source(parent.weight, lambda v: replay(parent.replay(v)), part))
+            else:
+                self.tag(item, parent)
+
+    def tag(self, tensor: Tensor, source: Source | Made) -> None:
+        if id(tensor) not in self._by_id:
+            setattr(tensor, _SOURCE, source)
+
+    def meet(self, weight: Weight, op: str) -> None:
+        """Note the first op that used `weight`."""
+        if not weight.used_by:
+            weight.used_by = op
+            self.met.append(weight)
+
+    def in_order(self) -> Iterator[Weight]:
+        """What ran, in execution order; then the rest, in the order of the model."""
+        met = set(map(id, self.met))
+        yield from self.met
+        yield from (w for w in self.all if id(w) not in met)
+
+
+def refuse(model: nn.Module) -> None:
+    """LSUVError for a model that cannot be initialised at all: values that do not exist, code that cannot be seen."""
+    for path, module in module_paths(model).items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise LSUVError(
+                f"{path or 'the model'!r} ({type(module).__name__}) is a ScriptModule, whose ops cannot be seen from Python. "
+                "Initialise the model before torch.jit.script or torch.jit.trace."
+            )
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                raise LSUVError(
+                    f"parameter {name!r} of {path or 'the model'!r} ({type(module).__name__}) is on the meta device and "
+                    "has no values. Materialise the model first: `model.to_empty(device=...)`, then load or initialise it."
+                )
