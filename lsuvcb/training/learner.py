@@ -59,7 +59,8 @@ class Learner:
         opt_func: called with the model's parameters and `lr`, at the start of each fit. None: no optimizer is made.
 
     Attributes:
-        batch, xb, yb, preds, loss: of the batch at hand; `xb` are its inputs (the first `n_inp`), `yb` the rest.
+        batch, xb, yb, preds, loss: of the batch at hand; `xb` are its inputs (the first `n_inp`, see TrainCB),
+            `yb` the rest.
         epoch, n_epochs, epochs, iter, dl, opt: where the loop is, in which loader, with which optimizer.
         training: the model's mode; setting it switches `model.train()` / `model.eval()`.
         do_train, do_valid: what this fit does.
@@ -134,6 +135,7 @@ class Learner:
         try:
             self._events = {name: self._handlers(name) for name in (*EVENTS, *STEPS)}
             self.do_train, self.do_valid = bool(train and n_epochs), bool(valid and n_epochs)
+            self.n_inp = next((cb.n_inp for cb in self.cbs if hasattr(cb, "n_inp")), type(self).n_inp)
             self._check_ready()
             self.n_epochs, self.epochs, self.history = n_epochs, range(n_epochs), []
             if self.opt_func is not None:
