@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Callable
 from typing import Any
 
-import torch
+from torch import nn
 
 from .errors import NoLayersError, NotConvergedWarning
-from .eye import hidden_reason
-from .passes import Scale, Values
+from .eye import Eye, hidden_reason
 from .report import LayerReport, LSUVReport, number
 from .run import Runner
+from .scale import Scale, Values
 from .select import Selector, module_paths
+from .weights import Weights
 
 Measured = dict[str, tuple[float, float]]
 
@@ -26,12 +29,16 @@ def layer_reports(eye: Scale, values: dict[str, Values], before: Measured, after
         std_after, mean_after = after.get(name, (None, None))
         row = LayerReport(name, weight.kind, "", "", std_before, mean_before, std_after, mean_after, uses=weight.uses)
         if solution is not None:
-            row.scale, row.shift, row.iterations = values[name].scale, values[name].shift, 1
+            row.scale, row.shift, row.iterations = values[name].scale, values[name].shift, solution.iterations
             changed = row.scale != 1 or row.shift != 0 or solution.start is not None
             row.status = "scaled" if changed else "unchanged"
-            if eye.target.mean is not None and not solution.has_bias:
-                row.reason = "no bias: mean not moved"
-            _hold_to_target(row, eye, solution.tol, solution.has_bias)
+            row.reason = solution.reason
+            if solution.missed:
+                row.status = "not converged"
+            else:
+                if eye.target.mean is not None and not solution.has_bias:
+                    row.reason = "; ".join(filter(None, (row.reason, "no bias: mean not moved")))
+                _hold_to_target(row, eye, solution.tol, solution.has_bias)
         elif weight.uses or weight.tensor.ndim >= 2:
             row.status, row.reason = "left alone", weight.reason or hidden_reason(weight)
         else:
@@ -48,37 +55,47 @@ def _hold_to_target(row: LayerReport, eye: Scale, tol: float, has_bias: bool) ->
             continue
         if not abs(found - goal) <= tol:
             row.status = "not converged"
-            row.reason = f"measured {what} {number(found)} after the commit: this forward is not the same each time"
+            row.reason = (
+                f"measured {what} {number(found)} afterwards, not as in the pass: is this forward the same each time?"
+            )
 
 
 def warn_if_missed(report: LSUVReport) -> None:
+    """NotConvergedWarning with the layers outside their target, their numbers, and what to do."""
     missed = [r for r in report.layers if r.status == "not converged"]
-    if missed:
-        worked = sum(r.status != "left alone" for r in report.layers)
-        which = ", ".join(f"{r.name!r} ({r.kind}): {r.reason}" for r in missed[:3])
-        warnings.warn(
-            f"{len(missed)} of {worked} layers are outside {report.std:g} +/- {report.tol:g} in std: {which}.",
-            NotConvergedWarning,
-            stacklevel=3,
-        )
+    if not missed:
+        return
+    worked = sum(r.status != "left alone" for r in report.layers)
+    goal = f"std {report.std:g}" + (f", mean {report.mean:g}" if report.mean is not None else "")
+    which = "; ".join(f"{r.name!r} ({r.kind}) {r.reason}" for r in missed[:3]) + ("; ..." if len(missed) > 3 else "")
+    advice = ""
+    if any("has no mean of" in r.reason for r in missed):
+        advice = " Use `mean=None`, or an activation such as GeneralRelu(sub=0.4)."
+    elif any("has no std of" in r.reason for r in missed):
+        advice = ' Use a smaller `std`, or `measure="layer"`.'
+    warnings.warn(
+        f"{len(missed)} of {worked} layers {'is' if len(missed) == 1 else 'are'} outside {goal} +/- {report.tol:g}: "
+        f"{which}. Each keeps its best scale.{advice}",
+        NotConvergedWarning,
+        stacklevel=3,
+    )
 
 
 def no_layers(run: Runner, layers: Selector | None) -> NoLayersError:
     """The error for a selection that means no weight at work; names the modules that ran."""
     ran: dict[str, str] = {}
 
-    def note(path: str) -> Any:
-        return lambda module, args: ran.setdefault(path, type(module).__name__)
+    def note(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            ran.setdefault(path, type(module).__name__)
 
-    leaves = [(p, m) for p, m in module_paths(run.model).items() if not any(True for _ in m.children())]
-    handles = [m.register_forward_pre_hook(note(p)) for p, m in leaves]
-    try:
-        with torch.no_grad():
-            run.forward(run.model, run.batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-        run.snapshot.restore()
+        return hook
+
+    with contextlib.ExitStack() as hooks:
+        for path, module in module_paths(run.model).items():
+            if not any(True for _ in module.children()):
+                hooks.callback(module.register_forward_pre_hook(note(path)).remove)
+        run.watch(Eye(Weights(nn.Module())))
     names = ", ".join(f"{path!r} ({kind})" for path, kind in list(ran.items())[:12]) or "none"
     what = "no weight at work was found" if layers is None else "`layers` selected no weight at work"
     return NoLayersError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .passes import Solution, Values
+from .scale import Solution, Values
 from .weights import Weight
 
 
@@ -22,21 +21,26 @@ class Change(NamedTuple):
     start: Tensor | None
 
 
-@contextlib.contextmanager
-def restored_on_failure(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Whatever is raised inside, Ctrl-C included, `tensors` hold bit for bit what they held.
+class Undo:
+    """What it takes to leave no trace of a call that fails: values of weights, states of generators.
 
-    The copies that this takes lie in the host's memory, so that an accelerator never holds a second set of weights.
+    The copies lie in the host's memory, so that an accelerator never holds a second set of weights.
     """
-    saved = [(t, t.detach().to("cpu", copy=True)) for t in tensors]
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for tensor, values in saved:
-                tensor.copy_(values)
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self._saved: list[tuple[Tensor, Tensor]] = []
+        self._generator = generator or torch.default_generator
+        self._state = self._generator.get_state()
+
+    def save(self, tensors: Iterable[Tensor]) -> None:
+        self._saved += [(t, t.detach().to("cpu", copy=True)) for t in tensors]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor, values in self._saved:
+            tensor.copy_(values)
+        self._generator.set_state(self._state)
         torch.clear_autocast_cache()
-        raise
 
 
 @torch.no_grad()
@@ -72,6 +76,8 @@ def changes_of(
         if weight not in solutions:
             continue
         scale, shift = values[weight.name].scale, values[weight.name].shift
+        if solutions[weight].keeps_bias:
+            scale = 1.0
         start = None if solutions[weight].start is None else torch.zeros_like(bias.tensor)
         if (scale != 1 and not bias.zero) or shift != 0 or (start is not None and not bias.zero):
             changes.append(Change(bias, scale, shift, start))

@@ -20,7 +20,7 @@ class Use:
 
     Attributes:
         weight: whose weight it is.
-        bias: the bias of this call, a parameter of the model; None without one.
+        bias_source: the bias of this call, a parameter of the model; None without one.
         fixed_bias: why the op's added term cannot change; "" if it can or if there is none.
         stacked: the op multiplies by a stack of matrices (bmm).
     """
@@ -32,12 +32,16 @@ class Use:
     source: Source
     key: ops.Key
     bias_key: ops.Key | None
-    bias: Weight | None
+    bias_source: Source | None
     fixed_bias: str
 
     @property
     def weight(self) -> Weight:
         return self.source.weight
+
+    @property
+    def bias(self) -> Weight | None:
+        return self.bias_source.weight if self.bias_source is not None else None
 
     @property
     def stacked(self) -> bool:
@@ -48,8 +52,8 @@ class Use:
         args, kwargs = self.args, self.kwargs
         if weight is not None:
             args, kwargs = ops.put(args, kwargs, self.key, self.source.replay(weight))
-        if bias is not None and self.bias_key is not None:
-            args, kwargs = ops.put(args, kwargs, self.bias_key, bias)
+        if bias is not None and self.bias_key is not None and self.bias_source is not None:
+            args, kwargs = ops.put(args, kwargs, self.bias_key, self.bias_source.replay(bias))
         return self.func(*args, **kwargs)
 
     def inputs(self) -> list[Tensor]:
@@ -82,6 +86,10 @@ class Eye(TorchFunctionMode):
         """Run any other op that uses parameters."""
         return func(*args, **kwargs)
 
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self.weights.forget()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         sources = self._sources(args, kwargs)
@@ -90,8 +98,10 @@ class Eye(TorchFunctionMode):
         op = ops.op_name(func)
         if op in ops.LOOKS:
             return func(*args, **kwargs)
-        if (op in ops.VIEWS or op in ops.PARTS) and (parent := self.weights.source(args[0])) is not None:
-            result = func(*args, **kwargs)
+        if op in ops.VIEWS or op in ops.PARTS:
+            parent, result = self.weights.source(args[0]), func(*args, **kwargs)
+            if parent is None:  # the parameter only says which shape or type
+                return result
             self.weights.derive(result, parent, lambda v: func(v, *args[1:], **kwargs), part=op in ops.PARTS)
             return result
         use = self._linear(op, func, args, kwargs)
@@ -134,17 +144,8 @@ class Eye(TorchFunctionMode):
         if added is None:
             return Use(op, func, args, kwargs, source, key, None, None, "")
         of = self.weights.source(added)
-        bias = of.weight if isinstance(of, Source) and of.weight.tensor is added else None
-        return Use(op, func, args, kwargs, source, key, places.bias, bias, self._fixed_bias(bias, kwargs))
-
-    def _fixed_bias(self, bias: Weight | None, kwargs: dict[str, Any]) -> str:
-        if bias is None:
-            return "what is added to its output inside the op is no parameter of its own"
-        if kwargs.get("beta", 1) != 1:
-            return "its bias is scaled inside the op (beta)"
-        if not bias.zero and not bias.tensor.requires_grad:
-            return "its bias is frozen (requires_grad=False)"
-        return ""
+        bias = of if isinstance(of, Source) and not of.part else None
+        return Use(op, func, args, kwargs, source, key, places.bias, bias, _fixed_bias(bias, kwargs))
 
     def _other(self, sources: list[Source | Made], op: str, func: Any, args: Any, kwargs: Any) -> Any:
         direct = [s for s in sources if isinstance(s, Source)]
@@ -161,10 +162,22 @@ class Eye(TorchFunctionMode):
         return result
 
 
+def _fixed_bias(bias: Source | None, kwargs: dict[str, Any]) -> str:
+    if bias is None:
+        return "what is added to its output inside the op is no parameter of its own"
+    if kwargs.get("beta", 1) != 1:
+        return "its bias is scaled inside the op (beta)"
+    if not bias.weight.zero and not bias.weight.tensor.requires_grad:
+        return "its bias is frozen (requires_grad=False)"
+    return ""
+
+
 def hidden_reason(weight: Weight) -> str:
     """Why a parameter that no linear op used as its weight is left alone."""
     if not weight.used_by:
         return "not used in this pass"
+    if weight.used_by in ops.LINEAR and weight.used_by not in _HIDDEN:
+        return f"the input of {weight.used_by}, not its weight"
     return _HIDDEN.get(weight.used_by, f"used by {weight.used_by}, no linear op")
 
 

@@ -15,10 +15,9 @@ appears and handed on, so one forward does for any depth; layers come in executi
 
 from __future__ import annotations
 
-import contextlib
+import math
 import time
 import warnings
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -26,11 +25,12 @@ import torch.distributed as dist
 from torch import nn
 
 from .account import layer_reports, no_layers, warn_if_missed
-from .commit import changes_of, commit, restored_on_failure
+from .commit import Undo, changes_of, commit
 from .errors import InputScaleWarning, TrainedModelWarning
-from .passes import Measure
+from .follow import Activations
+from .measure import Measure
 from .report import LayerSurvey, LSUVReport, Survey
-from .run import Forward, Runner
+from .run import Forward, Plan, Runner
 from .select import Selector, module_paths
 from .solve import Target
 from .undisturbed import undisturbed
@@ -58,22 +58,24 @@ def lsuv_(
 
     For each linear op y = op(x, W) + b in execution order: W <- s W and b <- s b + t, with s = std / sqrt(Var(y)) and
     t = mean - s E[y], or 0 where `mean` is None or there is no bias. The corrected output s y + t is handed on, so one
-    forward serves all layers (see the module's docstring for the paper's symbols).
+    forward serves all layers (see the module's docstring for the paper's symbols). Behind an activation f, s and t solve
+    f(s W x + b + t) for the target by Newton's method on the layer's own output: W <- s W, b <- b + t.
 
     Args:
         model: any nn.Module with its values in place, on any device, in any mode, compiled or wrapped.
         batch: one batch of inputs as training sees them, a hundred samples or more for a good estimate: a tensor, a
             tuple or list of positional arguments, a mapping of keywords, or whatever `forward` takes.
-        measure: "layer" (the paper): the layer's own output, before its activation.
+        measure: "layer" (the paper): the layer's own output, before its activation. "activation" (the course): the output
+            of the elementwise activation that takes the layer's output directly; at the layer where none does.
         std: target population std over all values of an output, > 0.
         mean: target mean, reached through the bias; None (the paper) leaves it alone.
         orthonormal: first draw the weights orthonormal and set the biases to zero (the paper's first step); False
             keeps the weights that the model has.
         layers: which layers, as a module type, a tuple of types, a predicate on the module, or a list of modules or of
             names as the report gives them; None: every weight at work.
-        activations: reserved for measure="activation".
-        tol: largest |std - target|, > 0; a layer within it already is not touched. 1e-2 at least where weights or
-            outputs are bf16 or fp16.
+        activations: for measure="activation", what counts as one besides torch's own: module types, modules, functions.
+        tol: largest error of std and mean, as a part of `std`, > 0; a layer within it already is not touched. 1e-2 at
+            least where weights or outputs are bf16 or fp16.
         max_iters: most evaluations of a layer that has no closed form, >= 1.
         forward: called as forward(model, batch) to run the model; None: see `batch`.
         generator: draws the orthonormal weights; None: torch's global CPU generator.
@@ -109,28 +111,34 @@ def lsuv_(
         Mishkin & Matas, "All you need is a good init", ICLR 2016, arXiv:1511.06422, Algorithm 1.
     """
     target = _checked(measure, std, mean, tol, max_iters)
+    plan = Plan(target, layers, Activations(activations) if measure == "activation" else None, group)
     began = time.perf_counter()
     run = Runner(model, batch, forward)
     _warn_of_input(run)
     if orthonormal:
         _warn_of_training(model)
-    with contextlib.ExitStack() as stack:
-        draws = stack.enter_context(_draws(generator)) if orthonormal else None
-        run.snapshot = stack.enter_context(undisturbed(model, batch))
-        before = run.measure(layers, group) if verify else {}
-        eye, values = run.scale(layers, target, draws, group)
-        if not any(w.uses and not w.unselected for w in eye.weights.all):
-            raise no_layers(run, layers)
-        changes = changes_of(eye.solutions, eye.biases, values)
-        stack.enter_context(restored_on_failure(c.target.tensor for c in changes))
-        commit(changes)
-        after = run.measure(layers, group) if verify else {}
-        report = LSUVReport(
-            layer_reports(eye, values, before, after),
-            run.input_std, run.input_mean, run.passes, time.perf_counter() - began, target.std, target.mean, target.tol,
-        )  # fmt: skip
-        warn_if_missed(report)
-    return report
+    undo = Undo(generator)
+    try:
+        with undisturbed(model, batch) as run.snapshot:
+            draws = _draws(generator) if orthonormal else None
+            before = run.measure(plan) if verify else {}
+            eye, values = run.scale(plan, draws)
+            if not any(w.uses and not w.unselected for w in eye.weights.all):
+                raise no_layers(run, layers)
+            changes = changes_of(eye.solutions, eye.biases, values)
+            undo.save(c.target.tensor for c in changes)
+            commit(changes)
+            after = run.measure(plan) if verify else {}
+            rows = layer_reports(eye, values, before, after)
+            seconds = time.perf_counter() - began
+            report = LSUVReport(rows, run.input_std, run.input_mean, run.passes, seconds, std, mean, tol)
+            warn_if_missed(report)
+        if draws is not None and generator is None:
+            torch.set_rng_state(draws.get_state())
+        return report
+    except BaseException:
+        undo.restore()
+        raise
 
 
 def survey(model: nn.Module, batch: Any, *, layers: Selector | None = None, forward: Forward | None = None) -> Survey:
@@ -171,36 +179,22 @@ def _checked(measure: str, std: float, mean: float | None, tol: float, max_iters
     if measure not in ("layer", "activation"):
         raise ValueError(f"`measure` must be 'layer' or 'activation', got {measure!r}.")
     for name, value in (("std", std), ("tol", tol)):
-        if not value > 0:
-            raise ValueError(f"`{name}` must be > 0, got {value!r}.")
-    if mean is not None and not abs(mean) < float("inf"):
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be > 0 and finite, got {value!r}.")
+    if mean is not None and not math.isfinite(mean):
         raise ValueError(f"`mean` must be a finite number or None, got {mean!r}.")
     if max_iters < 1:
         raise ValueError(f"`max_iters` must be >= 1, got {max_iters!r}.")
-    return Target(float(std), None if mean is None else float(mean), float(tol))
+    return Target(float(std), None if mean is None else float(mean), float(tol), max_iters)
 
 
-@contextlib.contextmanager
-def _draws(generator: torch.Generator | None) -> Iterator[torch.Generator]:
-    """The generator of the orthonormal draw; advanced by it on success alone.
-
-    The global generator is borrowed, not used: a model's dropout then sees the same numbers in every pass.
-    """
-    if generator is None:
-        draws = torch.Generator().set_state(torch.get_rng_state())
-        yield draws
-        torch.set_rng_state(draws.get_state())
-        return
-    state = generator.get_state()
-    try:
-        yield generator
-    except BaseException:
-        generator.set_state(state)
-        raise
+def _draws(generator: torch.Generator | None) -> torch.Generator:
+    """The generator of the orthonormal draw. The global one is only copied: dropout draws the same in every pass."""
+    return generator if generator is not None else torch.Generator().set_state(torch.get_rng_state())
 
 
 def _warn_of_input(run: Runner) -> None:
-    if run.input_std is not None and not 0.2 <= run.input_std <= 5:
+    if run.input_std is not None and (run.input_std < 0.2 or run.input_std > 5):
         warnings.warn(
             f"the batch has std {run.input_std:.3g}; LSUV sets every layer behind it to the target, but training is better "
             "served by inputs of unit variance: normalise them first, `(x - mean) / std` with the training set's.",

@@ -39,6 +39,7 @@ LINEAR: dict[str, Row] = {
     "conv_transpose3d": _CONV,
     "deform_conv2d": Row(((1, "weight"),), (4, "bias")),
     "matmul": Row(((0, "input"), (1, "other")), symmetric=True),
+    "linalg_matmul": Row(((0, "input"), (1, "other")), symmetric=True),
     "__rmatmul__": Row(((0, "self"), (1, "other")), symmetric=True),
     "mm": Row(((0, "input"), (1, "mat2")), symmetric=True),
     "bmm": Row(((0, "input"), (1, "mat2")), symmetric=True),
@@ -54,20 +55,27 @@ LINEAR: dict[str, Row] = {
 }
 # Views, copies and casts of a whole weight: what is linear in the result is linear in the weight.
 VIEWS = frozenset(
-    "t T mT H transpose swapaxes swapdims movedim moveaxis permute adjoint view view_as reshape flatten unflatten ravel "
-    "squeeze unsqueeze contiguous clone detach alias data to type type_as float double half bfloat16 requires_grad_ "
-    "cpu cuda as_subclass".split()
+    "t T mT H transpose swapaxes swapdims movedim moveaxis permute adjoint view view_as reshape reshape_as flatten "
+    "unflatten ravel squeeze unsqueeze contiguous clone detach alias data to type type_as float double half bfloat16 "
+    "requires_grad_ cpu cuda as_subclass".split()
 )
 # The same where only a part of the weight comes out.
 PARTS = frozenset("__getitem__ select narrow chunk split unbind index_select tensor_split split_with_sizes".split())
-# Reading these uses no value.
-LOOKS = frozenset("grad grad_fn shape dtype device is_leaf requires_grad".split())
+# Reading these, or taking them for a template, uses no value.
+LOOKS = frozenset(
+    "grad grad_fn shape dtype device is_leaf requires_grad size dim ndim ndimension numel nelement stride storage_offset "
+    "is_contiguous is_floating_point is_complex element_size itemsize nbytes data_ptr get_device is_cuda is_cpu is_sparse "
+    "is_meta is_quantized layout names __len__ __hash__ untyped_storage _version "
+    "new_zeros new_ones new_empty new_full new_tensor zeros_like ones_like empty_like full_like rand_like randn_like".split()
+)
 
 
 def op_name(func: Callable[..., Any]) -> str:
     """The name of the function that a TorchFunctionMode was handed; for a property of a tensor, the property's."""
     name = getattr(func, "__name__", str(func))
-    return getattr(func.__self__, "__name__", name) if name == "__get__" else name  # type: ignore[attr-defined]
+    if name == "__get__":
+        return getattr(func.__self__, "__name__", name)  # type: ignore[attr-defined]
+    return name.partition(".")[0]  # an overload of torch.ops has its own name behind a dot
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,8 @@ def slots(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Slots | Non
         return None
     if name == "einsum":
         listed = len(args) == 2 and isinstance(args[1], (list, tuple))
+        if (not listed and len(args) < 3) or (listed and len(args[1]) < 2):
+            return None  # a transposition or a sum, no product
         keys: tuple[Key, ...] = tuple((1, i) for i in range(len(args[1]))) if listed else tuple(range(1, len(args)))
         return Slots(keys, None, True)
 

@@ -139,7 +139,7 @@ class LSUVReport:
             parts.append(f"{missed} not converged")
         if count["left alone"]:
             parts.append(f"{count['left alone']} left alone")
-        parts.append(f"{self.passes} {'pass' if self.passes == 1 else 'passes'}, {self.seconds:.2f} s")
+        parts.append(f"{self.passes} pass{'es' * (self.passes > 1)}, {self.seconds:.2f} s")
         return "LSUV: " + "; ".join(parts)
 
     def __str__(self) -> str:
@@ -219,13 +219,17 @@ class Survey:
         """One sentence. The rule compares the median std of the last third of the layers with that of the first third:
 
         below 1/3 of it the signal is vanishing, above 3 times it exploding; otherwise it is steady, and near unit
-        variance if every std lies in [1/2, 2]. A std that is no number, or a constant output, is named first.
+        variance if every std lies in [1/2, 2]. A std that is no number is named first; constant outputs (a branch that
+        starts at zero) are counted and take no part in the comparison.
         """
-        stds = [layer.std for layer in self.layers]
-        count = f"{len(stds)} layers" if len(stds) > 1 else "1 layer"
         for layer in self.layers:
             if not math.isfinite(layer.std):
                 return f"not finite from {layer.name!r} on: exploding; lsuv_ would help"
+        stds = [layer.std for layer in self.layers if layer.std > 0]
+        if not stds:
+            return "every output is constant: no scale gives it a spread; look at the inputs and the first layer"
+        constant = f", {len(self.layers) - len(stds)} more constant" if len(stds) < len(self.layers) else ""
+        count = ("1 layer" if len(stds) == 1 else f"{len(stds)} layers") + constant
         third = max(1, len(stds) // 3)
         first, last = _median(stds[:third]), _median(stds[-third:])
         if last < first / 3:
@@ -233,9 +237,10 @@ class Survey:
         if last > first * 3:
             return f"std grows from {number(stds[0])} to {number(stds[-1])} over {count}: exploding; lsuv_ would help"
         low, high = min(stds), max(stds)
+        span = f"std between {number(low)} and {number(high)} over {count}"
         if low >= 0.5 and high <= 2:
-            return f"std between {number(low)} and {number(high)} over {count}: near unit variance; little to gain from lsuv_"
-        return f"std between {number(low)} and {number(high)} over {count}: steady, but not unit variance; lsuv_ sets it to 1"
+            return f"{span}: near unit variance; little to gain from lsuv_"
+        return f"{span}: steady, but not unit variance; lsuv_ sets it to 1"
 
     def __str__(self) -> str:
         rows = [("layer", "kind", "std", "mean")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -16,8 +18,10 @@ from torch.utils import _pytree as pytree
 from .errors import LSUVError
 from .eye import Eye
 from .finite import count_non_finite
+from .follow import Activations
+from .measure import Measure
 from .moments import moments
-from .passes import CONSTANT, Measure, Scale, Values
+from .scale import CONSTANT, Scale, Values
 from .select import Selector, unwrap
 from .solve import Target
 from .undisturbed import Snapshot, devices_of, tensors_in, undisturbed
@@ -48,11 +52,15 @@ def check_batch(model: nn.Module, batch: Any) -> None:
     """
     inner = unwrap(model)
     keywords = dict(batch) if isinstance(batch, Mapping) else {}
-    positional = list(batch) if isinstance(batch, (tuple, list)) else [] if keywords else [batch]
+    positional = list(batch) if isinstance(batch, (tuple, list)) else [] if isinstance(batch, Mapping) else [batch]
     try:
         inspect.signature(inner.forward).bind(*positional, **keywords)
     except TypeError as error:
-        given = f"{len(positional)} positional arguments" if positional else f"the keywords {sorted(keywords)}"
+        given = (
+            f"the keywords {sorted(keywords)}"
+            if isinstance(batch, Mapping)
+            else f"{len(positional)} positional arguments"
+        )
         raise TypeError(
             f"{type(inner).__name__}.forward does not take this batch, a {type(batch).__name__} given as {given} ({error}). "
             "For a loader's (inputs, targets) pair write `lsuv_(model, xb)`; "
@@ -66,8 +74,11 @@ def check_batch(model: nn.Module, batch: Any) -> None:
 
 def fresh(batch: Any) -> Any:
     """A copy of the batch's containers and tensors, so that a model that writes into its input spoils no later pass."""
-    if isinstance(batch, Mapping) and type(batch) is not dict:
-        batch = dict(batch)
+    if isinstance(batch, MutableMapping) and type(batch) is not dict:
+        copied = copy.copy(batch)
+        for key, value in batch.items():
+            copied[key] = fresh(value)
+        return copied
     return pytree.tree_map_only(Tensor, lambda t: t.detach().clone().requires_grad_(t.requires_grad), batch)
 
 
@@ -78,6 +89,16 @@ def first_float(batch: Any) -> Tensor | None:
 
 
 AnyEye = TypeVar("AnyEye", bound=Eye)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call of `lsuv_` asks of each pass: which layers, measured where, brought to what, over which ranks."""
+
+    target: Target
+    layers: Selector | None = None
+    activations: Activations | None = None
+    group: dist.ProcessGroup | None = None
 
 
 class Runner:
@@ -126,29 +147,29 @@ class Runner:
             self.snapshot.restore()
         return eye
 
-    def measure(self, layers: Selector | None, group: dist.ProcessGroup | None) -> dict[str, tuple[float, float]]:
-        """Std and mean of every weight's output, by name."""
-        return self.watch(Measure(Weights(self.model, layers), group)).read()
+    def measure(self, plan: Plan) -> dict[str, tuple[float, float]]:
+        """Std and mean of every layer, where the plan measures it, by name."""
+        return self.watch(Measure(Weights(self.model, plan.layers), plan.activations, plan.group)).read()
 
-    def scale(
-        self, layers: Selector | None, target: Target, draws: torch.Generator | None, group: dist.ProcessGroup | None
-    ) -> tuple[Scale, dict[str, Values]]:
+    def scale(self, plan: Plan, draws: torch.Generator | None) -> tuple[Scale, dict[str, Values]]:
         """The pass that solves every layer, and its numbers, read from the device once."""
         state = draws.get_state() if draws is not None else None
-        eye = self.watch(Scale(Weights(self.model, layers), target, draws, group))
+        eye = self._solve(plan, draws, strict=False)
         values = eye.read()
         if not all(v.finite for v in values.values()):
             # The same pass again, now with a look at each layer: it raises at the first one
             if draws is not None and state is not None:
                 draws.set_state(state)
-            self.watch(Scale(Weights(self.model, layers), target, draws, group, strict=True))
-            raise LSUVError(
-                "the outputs were not finite in one pass and finite in the next: this model is not deterministic."
-            )
+            self._solve(plan, draws, strict=True)
+            raise LSUVError("the outputs were not finite in one pass and finite in the next: this model is random.")
         for weight in [w for w in eye.solutions if values[w.name].constant]:
             weight.note(CONSTANT)
             del eye.solutions[weight]
         return eye, values
+
+    def _solve(self, plan: Plan, draws: torch.Generator | None, *, strict: bool) -> Scale:
+        weights = Weights(self.model, plan.layers)
+        return self.watch(Scale(weights, plan.target, plan.activations, draws, plan.group, strict))
 
     def _materialise(self) -> None:
         """Lazy modules get their parameters from a first pass; what it counted and drew is put back."""

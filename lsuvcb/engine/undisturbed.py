@@ -66,9 +66,10 @@ class Snapshot:
     def __init__(self, model: nn.Module, batch: Any = None) -> None:
         self._rng = RNGState(devices_of(model, batch))
         self._modules = [(m, m.training, dict(m._buffers)) for m in model.modules()]
-        self._buffers = {
-            b: b.detach().clone() for m in self._modules for b in m[2].values() if b is not None and not is_lazy(b)
-        }
+        written = [b for _, _, buffers in self._modules for b in buffers.values() if b is not None and not is_lazy(b)]
+        # an embedding with a max_norm rescales its table in the forward
+        written += [m.weight for m in model.modules() if getattr(m, "max_norm", None) and isinstance(m.weight, Tensor)]
+        self._written = {t: t.detach().clone() for t in written}
         self._grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
 
     @property
@@ -84,7 +85,7 @@ class Snapshot:
                 module._buffers.update(buffers)
             for name in module._buffers.keys() - buffers.keys():
                 del module._buffers[name]
-        for buffer, value in self._buffers.items():
+        for buffer, value in self._written.items():
             # copy_ bumps the version counter, so an unchanged buffer is left alone
             if not _same(buffer, value):
                 buffer.copy_(value)

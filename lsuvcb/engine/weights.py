@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .errors import LSUVError
 from .select import Selector, module_paths, select_modules
@@ -97,7 +99,8 @@ class Weights:
         self._by_id: dict[int, Source] = {}
         self.all: list[Weight] = []
         self.met: list[Weight] = []
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._tagged: list[weakref.ref[Tensor]] = []
+        self._places: dict[tuple[Any, ...], Source] = {}
         self.paths = module_paths(model)
         for path, module in self.paths.items():
             if not isinstance(module, parametrize.ParametrizationList):
@@ -115,15 +118,18 @@ class Weights:
                 continue
             if (source := self._by_id.get(id(parameter))) is not None:
                 source.weight.owners.append(module)
-            else:
-                self._by_id[id(parameter)] = Source(self._add(path, module, name, parameter))
+                continue
+            weight = self._add(path, module, name, parameter)
+            place = _place(parameter)
+            source = Source(weight) if place is None else self._places.setdefault(place, Source(weight))
+            if source.weight is not weight:
+                weight.note(f"shares its memory with {source.weight.name!r}")
+            self._by_id[id(parameter)] = source
         if parametrize.is_parametrized(module):
             self._register_parametrized(path, module)
 
     def _add(self, path: str, module: nn.Module, name: str, tensor: Tensor) -> Weight:
-        full = path or type(module).__name__
-        if name != "weight":
-            full = f"{path}.{name}" if path else name
+        full = path if path and name == "weight" else f"{path}.{name}" if path else name
         weight = Weight(full, module, name, tensor, owners=[module])
         self.all.append(weight)
         return weight
@@ -176,6 +182,15 @@ class Weights:
     def tag(self, tensor: Tensor, source: Source | Made) -> None:
         if id(tensor) not in self._by_id:
             setattr(tensor, _SOURCE, source)
+            self._tagged.append(weakref.ref(tensor))
+
+    def forget(self) -> None:
+        """Take the tags off every tensor that outlives the pass."""
+        for reference in self._tagged:
+            tensor = reference()
+            if tensor is not None and hasattr(tensor, _SOURCE):
+                delattr(tensor, _SOURCE)
+        self._tagged.clear()
 
     def meet(self, weight: Weight, op: str) -> None:
         """Note the first op that used `weight`."""
@@ -188,6 +203,14 @@ class Weights:
         met = set(map(id, self.met))
         yield from self.met
         yield from (w for w in self.all if id(w) not in met)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Which memory a tensor takes, for parameters that are two objects over one; None where there is none to compare."""
+    if not tensor.numel() or is_traceable_wrapper_subclass(tensor):
+        return None
+    start = tensor.untyped_storage().data_ptr()
+    return (tensor.device, start, tensor.storage_offset(), tensor.shape, tensor.stride()) if start else None
 
 
 def refuse(model: nn.Module) -> None:

@@ -1,0 +1,40 @@
+"""Layer-sequential unit-variance initialization (LSUV) for any PyTorch model, and a training loop around it.
+
+`survey(model, batch)` shows the signal by depth, `lsuv_(model, batch)` mends it, `LSUVCallback` does so at the start
+of a Learner's fit. Nets are in `lsuvcb.nets`, data in `lsuvcb.data`.
+"""
+
+from .engine import InputScaleWarning as InputScaleWarning
+from .engine import LSUVError as LSUVError
+from .engine import LSUVReport as LSUVReport
+from .engine import LSUVWarning as LSUVWarning
+from .engine import NoLayersError as NoLayersError
+from .engine import NotConvergedWarning as NotConvergedWarning
+from .engine import Survey as Survey
+from .engine import TrainedModelWarning as TrainedModelWarning
+from .engine import init_weights as init_weights
+from .engine import lsuv_ as lsuv_
+from .engine import orthonormal_ as orthonormal_
+from .engine import survey as survey
+from .loaders import DataLoaders as DataLoaders
+from .training import ActivationStats as ActivationStats
+from .training import BatchTransformCB as BatchTransformCB
+from .training import Callback as Callback
+from .training import CancelBatchException as CancelBatchException
+from .training import CancelEpochException as CancelEpochException
+from .training import CancelFitException as CancelFitException
+from .training import DeviceCB as DeviceCB
+from .training import Hook as Hook
+from .training import Hooks as Hooks
+from .training import HooksCallback as HooksCallback
+from .training import Learner as Learner
+from .training import LSUVCallback as LSUVCallback
+from .training import MetricsCB as MetricsCB
+from .training import MomentumLearner as MomentumLearner
+from .training import ProgressCB as ProgressCB
+from .training import SingleBatchCB as SingleBatchCB
+from .training import TrainCB as TrainCB
+from .training import TrainLearner as TrainLearner
+
+__version__ = "0.1.0"
+__all__ = [name for name in dir() if name[0] != "_" and name not in ("engine", "loaders", "training")]

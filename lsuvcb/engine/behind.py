@@ -1,0 +1,127 @@
+"""A layer behind its activation: not linear in the weight any more, so it is solved on its own output, never on the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .follow import Elementwise
+from .moments import Moments, moments
+from .solve import Newton, Solved, Target, Try, out_of_reach, reach
+
+_SAMPLE = 1 << 15  # values that a Newton step looks at before the whole output is
+_MARGIN = 0.4  # in stds: how near to the end of its activation's range a mean is brought, where the target lies outside
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An output y = W x + b, and what comes of it: f(s y + (1 - s) b + t), the output for weight s W and bias b + t.
+
+    Attributes:
+        y: the output; corrected in place by the solution.
+        bias: b in a shape that broadcasts over y; None where it is zero.
+        activation: f, which may overwrite its argument.
+        found: moments of y.
+        has_bias: the bias may move.
+    """
+
+    y: Tensor
+    bias: Tensor | None
+    activation: Elementwise
+    found: Moments
+    has_bias: bool
+
+    def moved(self, y: Tensor, scale: float, shift: float, *, with_mean: bool) -> Tensor:
+        """A new tensor: y for weight s W and bias b + t; s b where the mean is left alone."""
+        if with_mean and self.bias is not None:
+            return torch.add((1 - scale) * self.bias + shift, y, alpha=scale)
+        return y * scale + shift if shift else y * scale
+
+
+@dataclass(frozen=True)
+class Behind:
+    """The solution: W <- scale * W, and b <- b + shift, or scale * b where the mean is left alone."""
+
+    scale: float
+    shift: float
+    iterations: int
+    reason: str
+    missed: bool
+
+
+def solve_behind(layer: Layer, target: Target, tol: float, group: dist.ProcessGroup | None = None) -> Behind | None:
+    """Bring f(y) to the target by a scale and a shift, and correct `layer.y` in place.
+
+    Returns:
+        None, and y untouched, where f(y) is constant and no shift can change that.
+    """
+    moves = layer.has_bias and target.mean is not None
+    with_mean = target.mean is not None
+    few = None if layer.activation.reshapes else _sample(layer.y)
+
+    def evaluator(y: Tensor) -> Callable[[float, float], Try]:
+        def evaluate(scale: float, shift: float) -> Try:
+            found = moments(layer.activation(layer.moved(y, scale, shift, with_mean=with_mean)), group)
+            return Try(scale, shift, float(found.std), float(found.mean))
+
+        return evaluate
+
+    whole = evaluator(layer.y)
+    sample = evaluator(few) if few is not None else whole
+    guess = _normalised(layer, target, with_mean)
+    if not any(sample(*at).std > 0 for at in ((1.0, 0.0), guess)):
+        return None
+    limits = reach(layer.activation, layer.y if few is None else few)
+    why = out_of_reach(*limits, target, moves)
+    if not why:
+        solved = Newton(target, tol, moves).solve(whole, sample, guess)
+    else:
+        solved = _nearest(target, tol, moves, limits, whole, sample, guess)
+    best = solved.best
+    if (best.scale, best.shift) != (1.0, 0.0):
+        layer.y.copy_(layer.moved(layer.y, best.scale, best.shift, with_mean=with_mean))
+    reason = ""
+    if not solved.converged:
+        reason = f"std {best.std:.3g}, mean {best.mean:.3g} after {solved.iterations} evaluations" + (
+            f": {why}" if why else ""
+        )
+    return Behind(best.scale, best.shift, solved.iterations, reason, not solved.converged)
+
+
+def _nearest(
+    target: Target, tol: float, moves: bool, limits: tuple[float, float],
+    whole: Callable[[float, float], Try], sample: Callable[[float, float], Try], guess: tuple[float, float],
+) -> Solved:  # fmt: skip
+    """The best of a target out of reach: the nearest mean that the range allows; for the std, the layer's own output."""
+    judge, (low, high) = Newton(target, tol, moves), limits
+    tries = [whole(1.0, 0.0)]
+    if moves and target.mean is not None:
+        nearest = max(min(target.mean, high - _MARGIN * target.std), low + _MARGIN * target.std)
+        if low < nearest < high and not out_of_reach(low, high, replace(target, mean=nearest), moves):
+            near = replace(target, mean=nearest)
+            tries.append(Newton(near, tol, moves).solve(whole, sample, guess).best)
+    if len(tries) == 1:
+        tries.append(whole(*guess))
+    return Solved(min(tries, key=judge.error), len(tries), False)
+
+
+def _normalised(layer: Layer, target: Target, with_mean: bool) -> tuple[float, float]:
+    """The guess that knows nothing of f: s y + (1 - s) b + t of the target's std and of mean zero."""
+    scale = target.std / float(layer.found.std)
+    if not with_mean or not layer.has_bias:
+        return scale, 0.0
+    kept = (1 - scale) * float(layer.bias.double().mean()) if layer.bias is not None else 0.0
+    return scale, -(scale * float(layer.found.mean) + kept)
+
+
+def _sample(y: Tensor) -> Tensor | None:
+    """Some rows of y, evenly spread over the batch; None where y is small enough to take whole."""
+    if y.ndim < 2 or y.numel() <= 2 * _SAMPLE:
+        return None
+    step = math.ceil(y.shape[0] / max(2, math.ceil(_SAMPLE * y.shape[0] / y.numel())))
+    return y[::step].clone() if step > 1 else None

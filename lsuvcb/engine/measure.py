@@ -1,0 +1,50 @@
+"""The pass that only looks: moments of every weight's output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .eye import Use, output_of
+from .follow import Activations, Elementwise, Follow
+from .moments import Moments, moments
+from .weights import Weights
+
+
+class Measure(Follow):
+    """Moments of each weight's output, or of the activation behind it, at its first use; nothing is changed."""
+
+    def __init__(
+        self, weights: Weights, activations: Activations | None = None, group: dist.ProcessGroup | None = None
+    ) -> None:
+        super().__init__(weights, activations)
+        self.group = group
+        self.found: dict[str, Moments] = {}
+
+    def at_work(self, use: Use) -> Any:
+        result, weight = use.run(), use.weight
+        weight.uses += 1
+        y = output_of(result)
+        if weight.uses == 1 and torch.is_floating_point(y) and (y.numel() or self.group):
+            self.hand_on(use, y)
+        return result
+
+    def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
+        self.found[use.weight.name] = moments(y if activation is None else activation(y.clone()), self.group)
+
+    def read(self) -> dict[str, tuple[float, float]]:
+        """Std and mean by name, read from each device once."""
+        rows = read({name: torch.stack([m.std, m.mean]) for name, m in self.found.items()})
+        return {name: (std, mean) for name, (std, mean) in rows.items()}
+
+
+def read(rows: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Vectors of one length, as lists: one transfer for each device and dtype."""
+    values: dict[str, list[float]] = {}
+    for place in {(t.device, t.dtype) for t in rows.values()}:
+        names = [name for name, t in rows.items() if (t.device, t.dtype) == place]
+        values.update(zip(names, torch.stack([rows[name] for name in names]).tolist(), strict=True))
+    return values

@@ -1,0 +1,257 @@
+"""The pass that solves: each weight at its first use, its output corrected and handed on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import ops
+from .behind import Layer, solve_behind
+from .errors import LSUVError
+from .eye import Use, is_complex_or_integer, output_of
+from .finite import count_non_finite
+from .follow import Activations, Elementwise, Follow
+from .init import orthonormal_like
+from .measure import read
+from .moments import Moments, moments
+from .solve import Target, closed_form
+from .weights import Source, Weight, Weights
+
+CONSTANT = "constant output: no scale gives it a spread"
+
+
+class Values(NamedTuple):
+    """The numbers of one solution, on the host."""
+
+    std: float
+    mean: float
+    scale: float
+    shift: float
+    constant: bool
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.std) and math.isfinite(self.mean)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What became of one weight W and its bias b.
+
+    Attributes:
+        found: moments of the layer's output before the correction.
+        scale, shift: s and t of W <- s W and b <- s b + t, or b + t where `keeps_bias`.
+        tol: the error allowed.
+        start: the orthonormal draw that takes the place of W, and zeros that of b; None keeps them.
+        has_bias: there is a bias that may move.
+        iterations: evaluations of the whole output.
+        reason: what the report says of it.
+        missed: the target could not be reached; `scale` and `shift` are the best try.
+    """
+
+    weight: Weight
+    found: Moments
+    scale: Tensor
+    shift: Tensor
+    tol: float
+    start: Tensor | None = None
+    has_bias: bool = False
+    keeps_bias: bool = False
+    iterations: int = 1
+    reason: str = ""
+    missed: bool = False
+
+
+class Scale(Follow):
+    """Solves each weight at its first use and hands on the corrected output: later layers see the new weights' signal.
+
+    No parameter is changed; `solutions` says what to commit.
+
+    Args:
+        weights: found anew for this pass.
+        target: where each output is to go.
+        activations: see Follow.
+        draws: generator of the orthonormal first step; None keeps the weights that the model has.
+        group: moments are summed over its ranks.
+        strict: look for non-finite output at once, at the price of a host round trip per layer.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        target: Target,
+        activations: Activations | None = None,
+        draws: torch.Generator | None = None,
+        group: dist.ProcessGroup | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(weights, activations)
+        self.target, self.draws, self.group, self.strict = target, draws, group, strict
+        self.solutions: dict[Weight, Solution] = {}
+        self.biases: dict[Weight, Weight] = {}  # bias -> the weight whose solution it follows
+        self._starts: dict[Weight, Tensor] = {}
+        self._before = ""
+
+    def at_work(self, use: Use) -> Any:
+        weight = use.weight
+        weight.uses += 1
+        self.settle_now(weight)
+        if weight in self.solutions:
+            return self._again(use)
+        if reason := self._obstacle(use):
+            weight.note(reason)
+        if weight.reason:
+            return self._leave(use)
+        zeros = None
+        if self.draws is not None:
+            self._starts[weight] = orthonormal_like(weight.tensor, self.draws, stacked=use.stacked)
+            zeros = torch.zeros_like(use.bias.tensor) if use.bias is not None else None
+        result = use.run(self._starts.get(weight), zeros)
+        y = output_of(result)
+        if (reason := is_complex_or_integer(weight, y)) or (not y.numel() and self.group is None):
+            weight.note(reason or "its output is empty")
+            return use.run()
+        self.hand_on(use, y)
+        return result
+
+    def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
+        weight, bias = use.weight, use.bias
+        start = self._starts.pop(weight, None)
+        found = moments(y, self.group)
+        if self.strict or y.device.type == "cpu":
+            self._check_finite(use, y, found)
+        if (start is not None or activation is not None) and bool(found.constant):
+            weight.note(CONSTANT)
+            if start is not None:
+                y.copy_(output_of(use.run()))
+            return
+        has_bias = bias is not None and bias.tensor.requires_grad
+        tol = self.target.tolerance(weight.tensor.dtype, y.dtype)
+        if activation is None:
+            scale, shift = closed_form(found, self.target, tol, has_bias=has_bias, keep_close=start is None)
+            solution = Solution(weight, found, scale, shift, tol, start, has_bias, reason=why)
+            _correct(y, scale, shift)
+        else:
+            kept = None if bias is None or bias.zero or start is not None else bias_like(use)
+            behind = solve_behind(Layer(y, kept, activation, found, has_bias), self.target, tol, self.group)
+            if behind is None:
+                weight.note("constant output of its activation: no scale gives it a spread")
+                if start is not None:
+                    y.copy_(output_of(use.run()))
+                return
+            scale, shift = (torch.tensor(v, dtype=torch.float64) for v in (behind.scale, behind.shift))
+            keeps = self.target.mean is not None
+            solution = Solution(
+                weight, found, scale, shift, tol, start, has_bias, keeps, behind.iterations, behind.reason, behind.missed
+            )  # fmt: skip
+        self.solutions[weight] = solution
+        if bias is not None and has_bias:
+            self.biases[bias] = weight
+        self._before = str(weight)
+
+    def elsewhere(self, sources: list[Source], op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Another op that uses parameters gets the values that they will have."""
+        for source in sources:
+            self.settle_now(source.weight)
+        if any(s.weight in self.solutions or s.weight in self.biases for s in sources):
+            args = [self._new_values(a) for a in args]
+            kwargs = {k: self._new_values(v) for k, v in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def read(self) -> dict[str, Values]:
+        """The numbers of every solution, by the weight's name, read from each device once."""
+
+        def row(s: Solution) -> Tensor:
+            found = s.found
+            return torch.stack(
+                [t.to(found.std) for t in (found.std, found.mean, s.scale, s.shift, found.constant.to(found.std.dtype))]
+            )
+
+        rows = read({s.weight.name: row(s) for s in self.solutions.values()})
+        return {
+            name: Values(std, mean, scale, shift, bool(flag)) for name, (std, mean, scale, shift, flag) in rows.items()
+        }
+
+    def _obstacle(self, use: Use) -> str:
+        weight, bias = use.weight, use.bias
+        if not weight.tensor.requires_grad:
+            return "frozen (requires_grad=False)"
+        if weight.used_by:
+            return f"used earlier in the pass, by {weight.used_by}"
+        if not weight.tensor.numel():
+            return "its output is empty"
+        if weight.zero:
+            return "all zero, as a branch that starts silent"
+        if use.fixed_bias:
+            return use.fixed_bias
+        if bias is not None and bias.used_by and not (bias.zero and self.target.mean is None):
+            return f"its bias is used earlier in the pass, by {bias.used_by}"
+        return ""
+
+    def _leave(self, use: Use) -> Any:
+        return self.elsewhere([use.source], use.op, use.func, use.args, use.kwargs)
+
+    def _again(self, use: Use) -> Any:
+        """A later use of a solved weight: the same scale. A bias that it alone uses follows, any other stays."""
+        solution, bias = self.solutions[use.weight], use.bias
+        free = bias is not None and bias not in self.biases and not bias.used_by and not use.fixed_bias
+        if bias is not None and free and solution.has_bias:
+            self.biases[bias] = use.weight
+        follows = bias is not None and self.biases.get(bias) is use.weight
+        if solution.keeps_bias or (use.bias_key is not None and not follows):
+            return self._leave(use)
+        zeros = torch.zeros_like(bias.tensor) if bias is not None and solution.start is not None else None
+        result = use.run(solution.start, zeros)
+        y = output_of(result).mul_(solution.scale)
+        if bias is not None:
+            y.add_(solution.shift)
+        return result
+
+    def _new_values(self, value: Any) -> Any:
+        """A parameter, or a view of one, with the values that the commit will give it; anything else as it is."""
+        if type(value) in (tuple, list):
+            return type(value)(self._new_values(v) for v in value)
+        source = self.weights.source(value)
+        if not isinstance(source, Source):
+            return value
+        weight = source.weight
+        if (solution := self.solutions.get(weight)) is not None:
+            start = weight.tensor.detach() if solution.start is None else solution.start
+            return source.replay(start * solution.scale)
+        if (of := self.biases.get(weight)) is not None and (solution := self.solutions.get(of)) is not None:
+            start = weight.tensor.detach() if solution.start is None else torch.zeros_like(weight.tensor)
+            return source.replay((start if solution.keeps_bias else start * solution.scale) + solution.shift)
+        return value
+
+    def _check_finite(self, use: Use, y: Tensor, found: Moments) -> None:
+        if bool(torch.isfinite(found.std)):
+            return
+        bad, total = count_non_finite([y])
+        inputs_bad, inputs_total = count_non_finite(use.inputs())
+        where = "the first non-finite values appear here"
+        if inputs_bad:
+            after = f"between {self._before} and it" if self._before else "before it"
+            where = f"its input holds {inputs_bad} of {inputs_total} such values already, from an op {after}"
+        raise LSUVError(f"layer {use.weight} gave non-finite output on this batch ({bad} of {total} values); {where}.")
+
+
+def _correct(y: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """y <- scale * y + shift, in place, so that whoever holds y sees it."""
+    on_cpu = y.device.type == "cpu"
+    if not on_cpu or bool(scale != 1):
+        y.mul_(scale)
+    if not on_cpu or bool(shift != 0):
+        y.add_(shift)
+
+
+def bias_like(use: Use) -> Tensor:
+    """The bias of this call in the shape that broadcasts over its output: convolutions have their channels ahead of space."""
+    bias = ops.get(use.args, use.kwargs, use.bias_key).detach()
+    spatial = 2 if use.op == "deform_conv2d" else int(use.op[-2]) if use.op.startswith("conv") else 0
+    return bias.view(-1, *([1] * spatial)) if spatial else bias
