@@ -105,16 +105,13 @@ def _in_process(loader: Any) -> Any:
     return clone
 
 
-def first_batch(loader: Any) -> Any:
-    """The first batch of `loader`, drawn in this process. Call it inside `rewound`.
-
-    Raises:
-        StopIteration: there is none.
-    """
+@contextmanager
+def drawn_here(loader: Any) -> Iterator[Iterator[Any]]:
+    """The batches of `loader`, drawn in this process as far as they are asked for. Use it inside `rewound`."""
     iterator = iter(_in_process(loader))
     try:
-        return next(iterator)
+        yield iterator
     finally:
         close = getattr(iterator, "close", None)
-        if close is not None and not isinstance(loader, Iterator):
+        if close is not None and iterator is not loader:
             close()

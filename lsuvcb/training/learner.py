@@ -187,7 +187,7 @@ class Learner:
         except CANCEL[stage]:
             pass
         except BaseException as e:
-            failure = e
+            failure = None if isinstance(e, tuple(CANCEL.values())) else e
             raise
         finally:
             self._cleanup(f"cleanup_{stage}", failure)

@@ -19,9 +19,9 @@ from ..engine.report import LSUVReport
 from ..engine.run import fresh
 from ..engine.select import select_modules
 from ..engine.undisturbed import devices_of
-from .batches import empty_loader, first_batch, rewound
+from .batches import drawn_here, empty_loader, rewound
 from .callbacks import DeviceCB
-from .events import Callback, CancelBatchException
+from .events import Callback, CancelBatchException, CancelEpochException
 from .learner import Learner
 
 _LSUV = inspect.signature(lsuv_).parameters
@@ -43,9 +43,10 @@ class LSUVCallback(Callback):
     Raises:
         TypeError, ValueError: where the callback is made, for an argument that `lsuv_` would refuse.
 
-    The batch is the first that the fit will train on: taken in this process, with every callback's before_batch, the
-    model in train mode and `learn.predict()` as its forward (`forward=` replaces it, and is given the whole batch).
-    A fit that does not train, and a model that is done already (a second fit, another Learner), are left alone.
+    The batch is the first that the fit will train on (that no callback cancels): taken in this process, with every
+    callback's before_batch, the model in train mode and `learn.predict()` as its forward (`forward=` replaces it, and
+    is given the whole batch). A fit that does not train, and a model that is done already (a second fit, another
+    Learner), are left alone.
 
     Side effects: the weights, see `lsuv_`. All else is as before: torch's generators (on the devices too), numpy's,
     Python's, and those held by the loader, its samplers and its data set; so the fit sees the batches, augmentations
@@ -75,26 +76,29 @@ class LSUVCallback(Callback):
             return
         with rewound(learn.dls.train, devices_of(learn.model)), _borrowed(learn):
             self._prepare(learn)
-            arguments = {"forward": _predict(learn), **self.lsuv_args}
-            self.report = lsuv_(learn.model, learn.batch, **arguments)
+            self.report = lsuv_(learn.model, learn.batch, **{"forward": _predict(learn), **self.lsuv_args})
         mark_done(learn.model)
         print(str(self.report).splitlines()[0])
 
     def _prepare(self, learn: Learner) -> None:
-        """Have in `learn.batch` what training would have there at `predict`."""
-        try:
-            drawn = first_batch(learn.dls.train) if self.batch is None else self.batch
-        except StopIteration:
-            raise ValueError(empty_loader(learn.dls, "train")) from None
-        learn.batch = fresh((drawn,) if isinstance(drawn, torch.Tensor) else drawn)
-        learn.dl, learn.epoch, learn.iter, learn.training = learn.dls.train, 0, 0, True
-        try:
-            learn.callback("before_batch")
-        except CancelBatchException:
-            raise LSUVError(
-                "LSUV needs one training batch, and a callback cancelled the first in before_batch. No weight was "
-                "changed. Name another: LSUVCallback(batch=...)."
-            ) from None
+        """Have in `learn.batch` what training would have there at its first `predict`."""
+        learn.dl, learn.epoch, learn.iter, learn.training = learn.dls.train, 0, -1, True
+        with drawn_here(learn.dl if self.batch is None else [self.batch]) as batches:
+            for i, batch in enumerate(batches):
+                learn.iter, learn.batch = i, fresh((batch,) if isinstance(batch, torch.Tensor) else batch)
+                try:
+                    learn.callback("before_batch")
+                    return
+                except CancelBatchException:
+                    continue
+                except CancelEpochException:
+                    break
+        if learn.iter < 0:
+            raise ValueError(empty_loader(learn.dls, "train"))
+        raise LSUVError(
+            "LSUV needs one training batch, and a callback cancelled each one in before_batch. No weight was changed. "
+            "Name another: LSUVCallback(batch=...)."
+        )
 
     def __repr__(self) -> str:
         given = {"batch": self.batch, "force": self.force} | self.lsuv_args

@@ -226,6 +226,17 @@ def test_exception_in_cleanup_hides_no_earlier_one_and_stops_no_other_cleanup():
     assert late.seen[-3:] == ["cleanup_batch", "cleanup_epoch", "cleanup_fit"]
 
 
+@pytest.mark.parametrize("event", ["cleanup_batch", "cleanup_epoch", "cleanup_fit"])
+def test_exception_in_cleanup_after_a_cancel_is_raised(event):
+    class Bad(Callback):
+        def after_loss(self, learn):
+            raise CancelFitException
+
+    setattr(Bad, event, lambda self, learn: {}[event])
+    with pytest.raises(KeyError, match=event):
+        learner([Bad()]).fit(1)
+
+
 def test_keyboard_interrupt_in_a_batch_cleans_up_and_passes():
     def also(event, learn):
         if event == "after_loss":

@@ -1,7 +1,9 @@
 """Small learners whose every number can be worked out by hand, and a callback that writes down what happens."""
 
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,6 +46,18 @@ def learner(cbs=(), dls=None, model=None, **kw):
     return Learner(line() if model is None else model, dls or loaders(), cbs=[TrainCB(), *cbs], **kw)
 
 
+def seed_all(seed):
+    """Every global generator; numpy's legacy one is the one that augmentations draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+def noise():
+    """A number drawn from all of them."""
+    return np.random.rand() + random.random() + torch.rand(()).item()  # noqa: NPY002
+
+
 def recorder(order=0, also=None):
     """A callback that appends (event, mode) to its `seen`; `also(event, learn)` may raise."""
     seen = []
@@ -62,4 +76,4 @@ def recorder(order=0, also=None):
     return cb
 
 
-__all__ = ["EVENTS", "STEPS", "batches", "learner", "line", "loaders", "net", "recorder"]
+__all__ = ["EVENTS", "STEPS", "batches", "learner", "line", "loaders", "net", "noise", "recorder", "seed_all"]
