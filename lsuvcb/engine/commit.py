@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .blocks import Block
+from .errors import LSUVError
 from .scale import Solution, Values
 from .weights import Weight
 
 
 class Change(NamedTuple):
-    """What the commit does to one weight or bias: values <- scale * values + shift, begun from `start` if it is given."""
+    """What the commit does to one parameter: values <- scale * values + shift, begun from `start` if it is given."""
 
-    target: Weight
-    scale: float
-    shift: float
-    start: Tensor | None
+    tensor: Tensor
+    scale: float = 1.0
+    shift: float = 0.0
+    start: Tensor | None = None
+
+
+class Setting(NamedTuple):
+    """A block's bias, to be set by way of the block."""
+
+    block: Block
+    value: Any
 
 
 class Undo:
@@ -29,31 +38,38 @@ class Undo:
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self._saved: list[tuple[Tensor, Tensor]] = []
+        self._settings: list[Setting] = []
         self._generator = generator or torch.default_generator
         self._state = self._generator.get_state()
 
-    def save(self, tensors: Iterable[Tensor]) -> None:
-        self._saved += [(t, t.detach().to("cpu", copy=True)) for t in tensors]
+    def save(self, changes: Iterable[Change], settings: Iterable[Setting]) -> None:
+        self._saved += [(c.tensor, c.tensor.detach().to("cpu", copy=True)) for c in changes]
+        self._settings += [Setting(s.block, s.block.bias) for s in settings]
 
     @torch.no_grad()
     def restore(self) -> None:
         for tensor, values in self._saved:
             tensor.copy_(values)
+        for block, bias in self._settings:
+            block.module.bias = bias
         self._generator.set_state(self._state)
         torch.clear_autocast_cache()
 
 
 @torch.no_grad()
-def commit(changes: list[Change]) -> None:
+def commit(changes: list[Change], settings: list[Setting]) -> None:
     """Make the changes in place: the same parameters, dtypes and memory formats, with new values."""
-    begun = [(c.target.tensor, c.start) for c in changes if c.start is not None]
+    begun = [(c.tensor, c.start) for c in changes if c.start is not None]
     if begun:
         torch._foreach_copy_([tensor for tensor, _ in begun], [start for _, start in begun])
-    if changes:
-        torch._foreach_mul_([c.target.tensor for c in changes], [c.scale for c in changes])
+    scaled = [c for c in changes if c.scale != 1]
+    if scaled:
+        torch._foreach_mul_([c.tensor for c in scaled], [c.scale for c in scaled])
     moved = [c for c in changes if c.shift != 0]
     if moved:
-        torch._foreach_add_([c.target.tensor for c in moved], [c.shift for c in moved])
+        torch._foreach_add_([c.tensor for c in moved], [c.shift for c in moved])
+    for block, bias in settings:
+        block.module.bias = bias
     # autocast keeps low-precision copies of weights and does not notice a change in place
     torch.clear_autocast_cache()
 
@@ -70,15 +86,24 @@ def changes_of(
     changes = []
     for weight, solution in solutions.items():
         scale = values[weight.name].scale
-        if scale != 1 or solution.start is not None:
-            changes.append(Change(weight, scale, 0.0, solution.start))
+        if scale == 1 and solution.start is None:
+            continue
+        if weight.computed is None:
+            changes.append(Change(weight.tensor, scale, 0.0, solution.start))
+        else:
+            start = weight.tensor.detach() if solution.start is None else solution.start
+            originals = weight.computed.originals_for(start * scale)
+            if originals is None:
+                raise LSUVError(f"layer {weight} did not take its new weight; nothing was changed.")
+            pairs = zip(weight.computed.originals, originals, strict=True)
+            changes += [Change(original, start=new) for original, new in pairs]
     for bias, weight in biases.items():
         if weight not in solutions:
             continue
         scale, shift = values[weight.name].scale, values[weight.name].shift
         if solutions[weight].keeps_bias:
             scale = 1.0
-        start = None if solutions[weight].start is None else torch.zeros_like(bias.tensor)
-        if (scale != 1 and not bias.zero) or shift != 0 or (start is not None and not bias.zero):
-            changes.append(Change(bias, scale, shift, start))
+        zeros = None if solutions[weight].start is None else torch.zeros_like(bias.tensor)
+        if (scale != 1 and not bias.zero) or shift != 0 or (zeros is not None and not bias.zero):
+            changes.append(Change(bias.tensor, scale, shift, zeros))
     return changes

@@ -86,6 +86,10 @@ class Eye(TorchFunctionMode):
         """Run any other op that uses parameters."""
         return func(*args, **kwargs)
 
+    def __enter__(self) -> Any:
+        self.weights.listen()
+        return super().__enter__()
+
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         self.weights.forget()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .eye import Eye, Use
-from .undisturbed import RNGState
+from .undisturbed import RNGState, tensors_in
 from .weights import Weight, Weights, tensors_of
 
 Activation = type[nn.Module] | nn.Module | Callable[..., Any]
@@ -88,6 +89,7 @@ class Follow(Eye):
         self.activations = activations
         self._waiting: dict[int, tuple[Output, View]] = {}
         self._inside: tuple[nn.Module, Output, View] | None = None
+        self._blocks_open = 0
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
@@ -97,6 +99,10 @@ class Follow(Eye):
             activation: gives the activation's output from values in the place of y, which it may overwrite; None: at the layer.
             why: for the report, where an activation was looked for and none takes y directly.
         """
+        raise NotImplementedError
+
+    def on_block(self, weight: Weight, args: Any, kwargs: Any, output: Any) -> Any:
+        """A selected block has run: measure its output, or give the one to hand on; None leaves it."""
         raise NotImplementedError
 
     def hand_on(self, use: Use, y: Tensor) -> None:
@@ -112,6 +118,10 @@ class Follow(Eye):
                 if leaf or self.activations.names_module(module):
                     self._handles.append(module.register_forward_pre_hook(self._step_in))
                     self._handles.append(module.register_forward_hook(self._step_out))
+        for weight in self.weights.blocks:
+            enter, leave = partial(self._enter_block, weight), partial(self._leave_block, weight)
+            self._handles.append(weight.module.register_forward_pre_hook(enter, with_kwargs=True))
+            self._handles.append(weight.module.register_forward_hook(leave, with_kwargs=True, prepend=True))
         return super().__enter__()
 
     def __exit__(self, exc_type: Any, *rest: Any) -> None:
@@ -124,6 +134,8 @@ class Follow(Eye):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._blocks_open:
+            return func(*args, **kwargs)
         if self._waiting and (taken := self._taken(args, kwargs)) and (op := ops.op_name(func)) not in ops.LOOKS:
             if op in ops.VIEWS and len(taken) == 1:
                 return self._through_view(func, types, args, kwargs)
@@ -177,6 +189,18 @@ class Follow(Eye):
     def _release(self, output: Output) -> None:
         for tensor, _ in output.alias:
             self._waiting.pop(id(tensor), None)
+
+    def _enter_block(self, weight: Weight, module: nn.Module, args: Any, kwargs: Any) -> None:
+        for tensor in tensors_in((args, kwargs)):
+            if id(tensor) in self._waiting:
+                self._settle_at_layer(self._waiting[id(tensor)][0], f"its output goes to the block {weight.name!r}")
+        self.settle_now(weight)
+        self._blocks_open += 1
+
+    def _leave_block(self, weight: Weight, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        result = None if self._blocks_open > 1 else self.on_block(weight, args, kwargs, output)
+        self._blocks_open -= 1
+        return result
 
     def _step_in(self, module: nn.Module, args: Sequence[Any]) -> None:
         if len(args) == 1 and isinstance(args[0], Tensor) and id(args[0]) in self._waiting:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .account import layer_reports, no_layers, warn_if_missed
-from .commit import Undo, changes_of, commit
+from .commit import Setting, Undo, changes_of, commit
 from .errors import InputScaleWarning, TrainedModelWarning
 from .follow import Activations
 from .measure import Measure
@@ -126,8 +126,11 @@ def lsuv_(
             if not any(w.uses and not w.unselected for w in eye.weights.all):
                 raise no_layers(run, layers)
             changes = changes_of(eye.solutions, eye.biases, values)
-            undo.save(c.target.tensor for c in changes)
-            commit(changes)
+            settings = [Setting(w.block, eye.block_biases[w]) for w in eye.solutions if w.block is not None]
+            undo.save(changes, settings)
+            commit(changes, settings)
+            for block, _ in settings:
+                run.snapshot.renew(block.module)
             after = run.measure(plan) if verify else {}
             rows = layer_reports(eye, values, before, after)
             seconds = time.perf_counter() - began

@@ -8,10 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .blocks import output_tensor
 from .eye import Use, output_of
 from .follow import Activations, Elementwise, Follow
 from .moments import Moments, moments
-from .weights import Weights
+from .weights import Weight, Weights
 
 
 class Measure(Follow):
@@ -31,6 +32,12 @@ class Measure(Follow):
         if weight.uses == 1 and torch.is_floating_point(y) and (y.numel() or self.group):
             self.hand_on(use, y)
         return result
+
+    def on_block(self, weight: Weight, args: Any, kwargs: Any, output: Any) -> Any:
+        weight.uses += 1
+        self.weights.meet(weight, "block")
+        if weight.uses == 1:
+            self.found[weight.name] = moments(output_tensor(output), self.group)
 
     def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
         self.found[use.weight.name] = moments(y if activation is None else activation(y.clone()), self.group)

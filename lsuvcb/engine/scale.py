@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import ops
-from .behind import Layer, solve_behind
+from .alone import Layer, missed, solve_behind, solve_block
+from .blocks import Block, output_tensor
 from .errors import LSUVError
 from .eye import Use, is_complex_or_integer, output_of
 from .finite import count_non_finite
@@ -95,6 +96,7 @@ class Scale(Follow):
         self.target, self.draws, self.group, self.strict = target, draws, group, strict
         self.solutions: dict[Weight, Solution] = {}
         self.biases: dict[Weight, Weight] = {}  # bias -> the weight whose solution it follows
+        self.block_biases: dict[Weight, Any] = {}  # a block -> the bias that the commit gives it
         self._starts: dict[Weight, Tensor] = {}
         self._before = ""
 
@@ -155,6 +157,43 @@ class Scale(Follow):
             self.biases[bias] = weight
         self._before = str(weight)
 
+    def on_block(self, weight: Weight, args: Any, kwargs: Any, output: Any) -> Any:
+        block = weight.block
+        assert block is not None
+        weight.uses += 1
+        if weight not in self.solutions:
+            if reason := self._obstacle_of(weight):
+                weight.note(reason)
+            self.weights.meet(weight, "block")
+            if weight.reason or not self._solve_block(weight, block, args, kwargs, output):
+                return None
+        solution = self.solutions[weight]
+        start = weight.tensor.detach() if solution.start is None else solution.start
+        return block.run(args, kwargs, start * solution.scale, self.block_biases[weight])
+
+    def _solve_block(self, weight: Weight, block: Block, args: Any, kwargs: Any, output: Any) -> bool:
+        drawn = orthonormal_like(weight.tensor, self.draws) if self.draws is not None else None
+        start, bias = (weight.tensor.detach(), block.bias) if drawn is None else (drawn, block.bias * 0)
+        tol = self.target.tolerance(weight.tensor.dtype, output_tensor(output).dtype)
+        solved = solve_block(block, args, kwargs, start, bias, self.target, tol, self.group)
+        best = solved.best
+        if not best.std > 0:
+            weight.note(CONSTANT)
+            return False
+        if not math.isfinite(best.std + best.mean):
+            raise LSUVError(f"block {weight} gave non-finite output on this batch.")
+        std, mean, scale, shift = (
+            torch.tensor(v, dtype=torch.float64) for v in (best.std, best.mean, best.scale, best.shift)
+        )
+        reason = "" if solved.converged else missed(best, solved.iterations)
+        found = Moments(mean, std, torch.zeros_like(std), 1)
+        self.solutions[weight] = Solution(
+            weight, found, scale, shift, tol, drawn, True, True, solved.iterations, reason, not solved.converged
+        )  # fmt: skip
+        self.block_biases[weight] = bias + best.shift if best.shift or drawn is not None else bias
+        self._before = str(weight)
+        return True
+
     def elsewhere(self, sources: list[Source], op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Another op that uses parameters gets the values that they will have."""
         for source in sources:
@@ -179,20 +218,23 @@ class Scale(Follow):
         }
 
     def _obstacle(self, use: Use) -> str:
-        weight, bias = use.weight, use.bias
+        bias = use.bias
+        if reason := self._obstacle_of(use.weight):
+            return reason
+        if use.fixed_bias:
+            return use.fixed_bias
+        if bias is not None and bias.used_by and not (bias.zero and self.target.mean is None):
+            return f"its bias is used earlier in the pass, by {bias.used_by}"
+        return ""
+
+    def _obstacle_of(self, weight: Weight) -> str:
         if not weight.tensor.requires_grad:
             return "frozen (requires_grad=False)"
         if weight.used_by:
             return f"used earlier in the pass, by {weight.used_by}"
         if not weight.tensor.numel():
             return "its output is empty"
-        if weight.zero:
-            return "all zero, as a branch that starts silent"
-        if use.fixed_bias:
-            return use.fixed_bias
-        if bias is not None and bias.used_by and not (bias.zero and self.target.mean is None):
-            return f"its bias is used earlier in the pass, by {bias.used_by}"
-        return ""
+        return "all zero, as a branch that starts silent" if weight.zero else ""
 
     def _leave(self, use: Use) -> Any:
         return self.elsewhere([use.source], use.op, use.func, use.args, use.kwargs)

@@ -76,6 +76,12 @@ class Snapshot:
     def rng(self) -> RNGState:
         return self._rng
 
+    def renew(self, module: nn.Module) -> None:
+        """Take the values that the buffers of `module` have now for the ones to keep."""
+        for buffer in module.buffers():
+            if buffer in self._written:
+                self._written[buffer] = buffer.detach().clone()
+
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back, in place: the same buffer objects hold the same values as before."""

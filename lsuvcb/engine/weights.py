@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .blocks import Block, is_block
 from .errors import LSUVError
+from .reparametrized import Reparametrized, reparametrized
 from .select import Selector, module_paths, select_modules
 
 _SOURCE = "_lsuvcb_source"  # an attribute on tensors that a pass derives from a weight; it dies with the tensor
-_OLD_NORMS = ("WeightNorm", "SpectralNorm")  # torch.nn.utils' hook-based forms
 
 
 def tensors_of(value: object) -> list[Tensor]:
@@ -32,7 +34,8 @@ class Weight:
         name: the module's dotted path; with the tensor's own name behind it where that is not `weight`.
         kind: the type of the module that owns it.
         tensor: the values: the parameter itself, or what the parametrization computed at the start of the pass.
-        assign: sets new values where the parameter cannot be scaled in place; None for a plain parameter.
+        computed: how the module computes it; None for a plain parameter.
+        block: the selected module that turns it into an output in its own way; None for most.
         zero: every value is zero.
         reason: why it is left alone; "" while nothing speaks against it.
         used_by: the op that used it first; "" before any did.
@@ -45,7 +48,8 @@ class Weight:
     module: nn.Module
     tensor_name: str
     tensor: Tensor
-    assign: Callable[[Tensor], None] | None = None
+    computed: Reparametrized | None = None
+    block: Block | None = None
     zero: bool = False
     reason: str = ""
     used_by: str = ""
@@ -55,7 +59,8 @@ class Weight:
 
     @property
     def kind(self) -> str:
-        return type(self.module).__name__
+        kinds = type(self.module).__mro__
+        return kinds[parametrize.is_parametrized(self.module)].__name__  # a parametrized module has a class of its own
 
     def note(self, reason: str) -> None:
         """Leave it alone for this reason; the first one stands."""
@@ -99,22 +104,21 @@ class Weights:
         self._by_id: dict[int, Source] = {}
         self.all: list[Weight] = []
         self.met: list[Weight] = []
+        self.blocks: list[Weight] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._tagged: list[weakref.ref[Tensor]] = []
         self._places: dict[tuple[Any, ...], Source] = {}
         self.paths = module_paths(model)
         for path, module in self.paths.items():
-            if not isinstance(module, parametrize.ParametrizationList):
-                self._register(path, module)
+            self._register(path, module)
         self._choose(model, layers)
         self._find_zeros()
 
     def _register(self, path: str, module: nn.Module) -> None:
-        inside_parametrization = ".parametrizations." in f".{path}"
-        old_norm = {
-            getattr(h, "name", ""): h for h in module._forward_pre_hooks.values() if type(h).__name__ in _OLD_NORMS
-        }
+        computed = list(reparametrized(module))
+        hidden = {id(original) for tensor in computed for original in tensor.originals}
         for name, parameter in module._parameters.items():
-            if parameter is None or inside_parametrization or any(name.startswith(f"{n}_") for n in old_norm):
+            if parameter is None or id(parameter) in hidden or ".parametrizations." in f".{path}":
                 continue
             if (source := self._by_id.get(id(parameter))) is not None:
                 source.weight.owners.append(module)
@@ -125,17 +129,17 @@ class Weights:
             if source.weight is not weight:
                 weight.note(f"shares its memory with {source.weight.name!r}")
             self._by_id[id(parameter)] = source
-        if parametrize.is_parametrized(module):
-            self._register_parametrized(path, module)
+        for tensor in computed:
+            weight = self._add(path, module, tensor.name, tensor.read().requires_grad_(_trainable(tensor)))
+            weight.computed = tensor
+            if tensor.originals_for(weight.tensor.detach() * 2) is None:
+                weight.note(f"computed by {tensor.kind}, which does not take a scaled weight")
 
     def _add(self, path: str, module: nn.Module, name: str, tensor: Tensor) -> Weight:
         full = path if path and name == "weight" else f"{path}.{name}" if path else name
         weight = Weight(full, module, name, tensor, owners=[module])
         self.all.append(weight)
         return weight
-
-    def _register_parametrized(self, path: str, module: nn.Module) -> None:
-        pass  # the next step teaches the eye parametrizations
 
     def _choose(self, model: nn.Module, layers: Selector | None) -> None:
         if layers is None:
@@ -148,10 +152,25 @@ class Weights:
             modules = set(select_modules(model, rest).values()) if rest or not layers else set()
         else:
             modules = set(select_modules(model, layers).values())
+        for module in modules:
+            if is_block(module):
+                self._make_block(module)
         for weight in self.all:
             if id(weight) not in chosen and not modules.intersection(weight.owners):
                 weight.unselected = True
                 weight.reason = "not selected by `layers`"
+
+    def _make_block(self, module: nn.Module) -> None:
+        """The block stands for its weight, under its own name; what else is inside goes unseen."""
+        name = next(path for path, m in self.paths.items() if m is module)
+        inside = set(module.modules())
+        for weight in self.all:
+            if weight.tensor is module.weight and isinstance(weight.tensor, nn.Parameter):
+                weight.name, weight.module, weight.tensor_name = name or "weight", module, "weight"
+                weight.owners, weight.block = [module], Block(module, weight.tensor)
+                self.blocks.append(weight)
+            elif inside.issuperset(weight.owners):
+                weight.note(f"inside the selected block {name!r}")
 
     def _find_zeros(self) -> None:
         """Two reads from each device for the whole model: the first values of each tensor, then those that began with zeros."""
@@ -184,8 +203,18 @@ class Weights:
             setattr(tensor, _SOURCE, source)
             self._tagged.append(weakref.ref(tensor))
 
+    def listen(self) -> None:
+        """Be told of the tensors that modules compute in the forward to come."""
+        for weight in self.all:
+            if weight.computed is not None:
+                source = Source(weight)
+                self._handles.append(weight.computed.register(partial(self.tag, source=source)))
+
     def forget(self) -> None:
-        """Take the tags off every tensor that outlives the pass."""
+        """Take the hooks off, and the tags of every tensor that outlives the pass."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         for reference in self._tagged:
             tensor = reference()
             if tensor is not None and hasattr(tensor, _SOURCE):
@@ -203,6 +232,10 @@ class Weights:
         met = set(map(id, self.met))
         yield from self.met
         yield from (w for w in self.all if id(w) not in met)
+
+
+def _trainable(tensor: Reparametrized) -> bool:
+    return any(original.requires_grad for original in tensor.originals)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:

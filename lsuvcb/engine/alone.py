@@ -1,18 +1,21 @@
-"""A layer behind its activation: not linear in the weight any more, so it is solved on its own output, never on the model."""
+"""What is not linear in its weight, a layer behind its activation or a block, is solved alone, never on the model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .blocks import Block, output_tensor
 from .follow import Elementwise
 from .moments import Moments, moments
 from .solve import Newton, Solved, Target, Try, out_of_reach, reach
+from .undisturbed import RNGState
 
 _SAMPLE = 1 << 15  # values that a Newton step looks at before the whole output is
 _MARGIN = 0.4  # in stds: how near to the end of its activation's range a mean is brought, where the target lies outside
@@ -62,7 +65,7 @@ def solve_behind(layer: Layer, target: Target, tol: float, group: dist.ProcessGr
     """
     moves = layer.has_bias and target.mean is not None
     with_mean = target.mean is not None
-    few = None if layer.activation.reshapes else _sample(layer.y)
+    few = None if layer.activation.reshapes else sample_rows(layer.y)
 
     def evaluator(y: Tensor) -> Callable[[float, float], Try]:
         def evaluate(scale: float, shift: float) -> Try:
@@ -87,10 +90,41 @@ def solve_behind(layer: Layer, target: Target, tol: float, group: dist.ProcessGr
         layer.y.copy_(layer.moved(layer.y, best.scale, best.shift, with_mean=with_mean))
     reason = ""
     if not solved.converged:
-        reason = f"std {best.std:.3g}, mean {best.mean:.3g} after {solved.iterations} evaluations" + (
-            f": {why}" if why else ""
-        )
+        reason = missed(best, solved.iterations) + (f": {why}" if why else "")
     return Behind(best.scale, best.shift, solved.iterations, reason, not solved.converged)
+
+
+def solve_block(
+    block: Block, args: Sequence[Any], kwargs: Mapping[str, Any], start: Tensor, bias: Any,
+    target: Target, tol: float, group: dist.ProcessGroup | None,
+) -> Solved:  # fmt: skip
+    """Scale s and shift t such that the block with weight s * start and bias + t gives an output of the target's moments.
+
+    Only the block runs, on the input that it was called with. Without a target mean, t is 0.
+    """
+    moves = target.mean is not None
+    rng = RNGState({start.device})
+
+    def evaluator(args: Sequence[Any]) -> Callable[[float, float], Try]:
+        def evaluate(scale: float, shift: float) -> Try:
+            rng.restore()  # the same dropout each time
+            output = block.run(args, kwargs, start * scale, bias + shift if shift else bias)
+            found = moments(output_tensor(output), group)
+            return Try(scale, shift, float(found.std), float(found.mean))
+
+        return evaluate
+
+    whole = evaluator(args)
+    alone = len(args) == 1 and isinstance(args[0], Tensor) and not kwargs and not list(block.module.buffers())
+    few = sample_rows(args[0]) if alone else None
+    first = whole(1.0, 0.0)
+    guess = (target.std / first.std if first.std > 0 else 1.0, 0.0)
+    return Newton(target, tol, moves).solve(whole, whole if few is None else evaluator((few,)), guess)
+
+
+def missed(best: Try, evaluations: int) -> str:
+    """For the report: where the best try ended."""
+    return f"std {best.std:.3g}, mean {best.mean:.3g} after {evaluations} evaluations"
 
 
 def _nearest(
@@ -119,7 +153,7 @@ def _normalised(layer: Layer, target: Target, with_mean: bool) -> tuple[float, f
     return scale, -(scale * float(layer.found.mean) + kept)
 
 
-def _sample(y: Tensor) -> Tensor | None:
+def sample_rows(y: Tensor) -> Tensor | None:
     """Some rows of y, evenly spread over the batch; None where y is small enough to take whole."""
     if y.ndim < 2 or y.numel() <= 2 * _SAMPLE:
         return None
