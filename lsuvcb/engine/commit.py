@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .blocks import Block
 from .errors import LSUVError
+from .ranks import local
 from .scale import Solution, Values
 from .weights import Weight
 
@@ -89,10 +90,11 @@ def changes_of(
         if scale == 1 and solution.start is None:
             continue
         if weight.computed is None:
-            changes.append(Change(weight.tensor, scale, 0.0, solution.start))
+            start = solution.start if solution.start is None else local(solution.start)
+            changes.append(Change(local(weight.tensor), scale, 0.0, start))
         else:
-            start = weight.tensor.detach() if solution.start is None else solution.start
-            originals = weight.computed.originals_for(start * scale)
+            values_now = weight.tensor.detach() if solution.start is None else solution.start
+            originals = weight.computed.originals_for(values_now * scale)
             if originals is None:
                 raise LSUVError(f"layer {weight} did not take its new weight; nothing was changed.")
             pairs = zip(weight.computed.originals, originals, strict=True)
@@ -103,7 +105,7 @@ def changes_of(
         scale, shift = values[weight.name].scale, values[weight.name].shift
         if solutions[weight].keeps_bias:
             scale = 1.0
-        zeros = None if solutions[weight].start is None else torch.zeros_like(bias.tensor)
+        zeros = None if solutions[weight].start is None else torch.zeros_like(local(bias.tensor))
         if (scale != 1 and not bias.zero) or shift != 0 or (zeros is not None and not bias.zero):
-            changes.append(Change(bias.tensor, scale, shift, zeros))
+            changes.append(Change(local(bias.tensor), scale, shift, zeros))
     return changes

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import ops
+from .ranks import is_sharded
 from .weights import Made, Source, Weight, Weights, tensors_of
 
 
@@ -51,9 +52,11 @@ class Use:
         """Call the op as the model did; with other values for its weight and bias where they are given."""
         args, kwargs = self.args, self.kwargs
         if weight is not None:
-            args, kwargs = ops.put(args, kwargs, self.key, self.source.replay(weight))
+            values = self.source.replay(weight).to(ops.get(args, kwargs, self.key).dtype)  # FSDP2 may gather in bf16
+            args, kwargs = ops.put(args, kwargs, self.key, values)
         if bias is not None and self.bias_key is not None and self.bias_source is not None:
-            args, kwargs = ops.put(args, kwargs, self.bias_key, self.bias_source.replay(bias))
+            values = self.bias_source.replay(bias).to(ops.get(args, kwargs, self.bias_key).dtype)
+            args, kwargs = ops.put(args, kwargs, self.bias_key, values)
         return self.func(*args, **kwargs)
 
     def inputs(self) -> list[Tensor]:
@@ -196,8 +199,10 @@ _HIDDEN = {
 }
 
 
-def is_complex_or_integer(weight: Weight, output: Tensor) -> str:
+def no_real_values(weight: Weight, output: Tensor) -> str:
     """Why values of this type have no std to scale; "" for real floating ones."""
+    if is_sharded(output):
+        return "its output is spread over ranks (tensor parallel)"
     for what, tensor in (("its weight", weight.tensor), ("its output", output)):
         if tensor.is_complex():
             return f"{what} is complex ({tensor.dtype})"

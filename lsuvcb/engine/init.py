@@ -54,7 +54,8 @@ def orthonormal_like(tensor: Tensor, generator: torch.Generator | None = None, *
     q, r = torch.linalg.qr(gauss.mT if rows < columns else gauss)
     q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
     q = q.mT if rows < columns else q
-    return torch.empty_like(tensor, requires_grad=False).copy_(q.reshape(tensor.shape))
+    filled = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)  # whole, where `tensor` is a shard
+    return filled.copy_(q.reshape(tensor.shape))
 
 
 def gain(leak: float = 0.0) -> float:

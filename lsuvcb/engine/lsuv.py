@@ -29,6 +29,7 @@ from .commit import Setting, Undo, changes_of, commit
 from .errors import InputScaleWarning, TrainedModelWarning
 from .follow import Activations
 from .measure import Measure
+from .ranks import agree, group_of
 from .report import LayerSurvey, LSUVReport, Survey
 from .run import Forward, Plan, Runner
 from .select import Selector, module_paths
@@ -79,7 +80,8 @@ def lsuv_(
         max_iters: most evaluations of a layer that has no closed form, >= 1.
         forward: called as forward(model, batch) to run the model; None: see `batch`.
         generator: draws the orthonormal weights; None: torch's global CPU generator.
-        group: moments are summed over the ranks of this process group; all of them must call.
+        group: moments are summed over the ranks of this process group; all of them must call, with equal weights. None:
+            the group of a DDP or FSDP2 model; any other model is this process's own, and nothing is communicated.
         verify: measure every layer before and after with a pass of its own (3 passes in all); False: 1 pass.
 
     Returns:
@@ -111,16 +113,17 @@ def lsuv_(
         Mishkin & Matas, "All you need is a good init", ICLR 2016, arXiv:1511.06422, Algorithm 1.
     """
     target = _checked(measure, std, mean, tol, max_iters)
+    group = group_of(model, group)
     plan = Plan(target, layers, Activations(activations) if measure == "activation" else None, group)
     began = time.perf_counter()
-    run = Runner(model, batch, forward)
+    run = Runner(model, batch, forward, group)
     _warn_of_input(run)
     if orthonormal:
         _warn_of_training(model)
     undo = Undo(generator)
     try:
         with undisturbed(model, batch) as run.snapshot:
-            draws = _draws(generator) if orthonormal else None
+            draws = _draws(generator, group) if orthonormal else None
             before = run.measure(plan) if verify else {}
             eye, values = run.scale(plan, draws)
             if not any(w.uses and not w.unselected for w in eye.weights.all):
@@ -136,8 +139,8 @@ def lsuv_(
             seconds = time.perf_counter() - began
             report = LSUVReport(rows, run.input_std, run.input_mean, run.passes, seconds, std, mean, tol)
             warn_if_missed(report)
-        if draws is not None and generator is None:
-            torch.set_rng_state(draws.get_state())
+        if draws is not None:
+            _advance(generator, draws, group)
         return report
     except BaseException:
         undo.restore()
@@ -191,9 +194,19 @@ def _checked(measure: str, std: float, mean: float | None, tol: float, max_iters
     return Target(float(std), None if mean is None else float(mean), float(tol), max_iters)
 
 
-def _draws(generator: torch.Generator | None) -> torch.Generator:
-    """The generator of the orthonormal draw. The global one is only copied: dropout draws the same in every pass."""
-    return generator if generator is not None else torch.Generator().set_state(torch.get_rng_state())
+def _draws(generator: torch.Generator | None, group: dist.ProcessGroup | None) -> torch.Generator:
+    """The generator of the orthonormal draw: a copy, so that dropout draws the same in every pass; the first rank's."""
+    source = generator or torch.default_generator
+    state = source.get_state()
+    return torch.Generator(source.device).set_state(state if group is None else agree(state, group))
+
+
+def _advance(generator: torch.Generator | None, draws: torch.Generator, group: dist.ProcessGroup | None) -> None:
+    """Move the generator on by the draw. Global ones differ from rank to rank, and only the first rank's was used."""
+    if generator is not None:
+        generator.set_state(draws.get_state())
+    elif group is None or dist.get_rank(group) == 0:
+        torch.set_rng_state(draws.get_state())
 
 
 def _warn_of_input(run: Runner) -> None:

@@ -21,6 +21,7 @@ from .finite import count_non_finite
 from .follow import Activations
 from .measure import Measure
 from .moments import moments
+from .ranks import reshard
 from .scale import CONSTANT, Scale, Values
 from .select import Selector, unwrap
 from .solve import Target
@@ -115,7 +116,9 @@ class Runner:
 
     snapshot: Snapshot
 
-    def __init__(self, model: nn.Module, batch: Any, forward: Forward | None) -> None:
+    def __init__(
+        self, model: nn.Module, batch: Any, forward: Forward | None, group: dist.ProcessGroup | None = None
+    ) -> None:
         if forward is not None and not callable(forward):
             raise TypeError(f"`forward` must be callable as forward(model, batch), got {forward!r}.")
         refuse(model)
@@ -125,7 +128,7 @@ class Runner:
         self.passes = 0
         self.input_std = self.input_mean = None
         if (tensor := first_float(batch)) is not None:
-            found = moments(tensor)
+            found = moments(tensor, group)
             self.input_std, self.input_mean = found.std.item(), found.mean.item()
         self._materialise()
 
@@ -144,6 +147,7 @@ class Runner:
             error.add_note("No weight was changed.")
             raise
         finally:
+            reshard(self.model)
             self.snapshot.restore()
         return eye
 

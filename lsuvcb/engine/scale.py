@@ -11,16 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import ops
 from .alone import Layer, missed, solve_behind, solve_block
 from .blocks import Block, output_tensor
 from .errors import LSUVError
-from .eye import Use, is_complex_or_integer, output_of
+from .eye import Use, no_real_values, output_of
 from .finite import count_non_finite
 from .follow import Activations, Elementwise, Follow
 from .init import orthonormal_like
 from .measure import read
 from .moments import Moments, moments
+from .ranks import shard_as, whole
 from .solve import Target, closed_form
 from .weights import Source, Weight, Weights
 
@@ -110,13 +110,14 @@ class Scale(Follow):
             weight.note(reason)
         if weight.reason:
             return self._leave(use)
-        zeros = None
         if self.draws is not None:
-            self._starts[weight] = orthonormal_like(weight.tensor, self.draws, stacked=use.stacked)
-            zeros = torch.zeros_like(use.bias.tensor) if use.bias is not None else None
-        result = use.run(self._starts.get(weight), zeros)
+            drawn = orthonormal_like(weight.tensor, self.draws, stacked=use.stacked)
+            self._starts[weight] = shard_as(drawn, weight.tensor)
+            result = use.run(drawn, _zeros(use.bias))
+        else:
+            result = use.run()
         y = output_of(result)
-        if (reason := is_complex_or_integer(weight, y)) or (not y.numel() and self.group is None):
+        if (reason := no_real_values(weight, y)) or (not y.numel() and self.group is None):
             weight.note(reason or "its output is empty")
             return use.run()
         self.hand_on(use, y)
@@ -131,7 +132,7 @@ class Scale(Follow):
         if (start is not None or activation is not None) and bool(found.constant):
             weight.note(CONSTANT)
             if start is not None:
-                y.copy_(output_of(use.run()))
+                y.copy_(output_of(_as_it_was(use)))
             return
         has_bias = bias is not None and bias.tensor.requires_grad
         tol = self.target.tolerance(weight.tensor.dtype, y.dtype)
@@ -145,7 +146,7 @@ class Scale(Follow):
             if behind is None:
                 weight.note("constant output of its activation: no scale gives it a spread")
                 if start is not None:
-                    y.copy_(output_of(use.run()))
+                    y.copy_(output_of(_as_it_was(use)))
                 return
             scale, shift = (torch.tensor(v, dtype=torch.float64) for v in (behind.scale, behind.shift))
             keeps = self.target.mean is not None
@@ -248,8 +249,8 @@ class Scale(Follow):
         follows = bias is not None and self.biases.get(bias) is use.weight
         if solution.keeps_bias or (use.bias_key is not None and not follows):
             return self._leave(use)
-        zeros = torch.zeros_like(bias.tensor) if bias is not None and solution.start is not None else None
-        result = use.run(solution.start, zeros)
+        start = None if solution.start is None else whole(solution.start)
+        result = use.run(start, None if start is None else _zeros(bias))
         y = output_of(result).mul_(solution.scale)
         if bias is not None:
             y.add_(solution.shift)
@@ -264,10 +265,11 @@ class Scale(Follow):
             return value
         weight = source.weight
         if (solution := self.solutions.get(weight)) is not None:
-            start = weight.tensor.detach() if solution.start is None else solution.start
+            start = whole(weight.tensor.detach() if solution.start is None else solution.start)
             return source.replay(start * solution.scale)
         if (of := self.biases.get(weight)) is not None and (solution := self.solutions.get(of)) is not None:
-            start = weight.tensor.detach() if solution.start is None else torch.zeros_like(weight.tensor)
+            start = whole(weight.tensor.detach())
+            start = start if solution.start is None else torch.zeros_like(start)
             return source.replay((start if solution.keeps_bias else start * solution.scale) + solution.shift)
         return value
 
@@ -292,8 +294,20 @@ def _correct(y: Tensor, scale: Tensor, shift: Tensor) -> None:
         y.add_(shift)
 
 
+def _as_it_was(use: Use) -> Any:
+    """The op on the values that the model has. The arguments of the call itself may be gone: FSDP2 frees what it gathered."""
+    return use.run(whole(use.weight.tensor.detach()), None if use.bias is None else whole(use.bias.tensor.detach()))
+
+
+def _zeros(bias: Weight | None) -> Tensor | None:
+    if bias is None:
+        return None
+    return torch.zeros(bias.tensor.shape, dtype=bias.tensor.dtype, device=bias.tensor.device)
+
+
 def bias_like(use: Use) -> Tensor:
     """The bias of this call in the shape that broadcasts over its output: convolutions have their channels ahead of space."""
-    bias = ops.get(use.args, use.kwargs, use.bias_key).detach()
+    assert use.bias is not None and use.bias_source is not None
+    bias = use.bias_source.replay(whole(use.bias.tensor.detach()))
     spatial = 2 if use.op == "deform_conv2d" else int(use.op[-2]) if use.op.startswith("conv") else 0
     return bias.view(-1, *([1] * spatial)) if spatial else bias

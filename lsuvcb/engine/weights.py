@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .blocks import Block, is_block
 from .errors import LSUVError
+from .ranks import fully_sharded, whole
 from .reparametrized import Reparametrized, reparametrized
 from .select import Selector, module_paths, select_modules
 
@@ -106,6 +107,8 @@ class Weights:
         self.met: list[Weight] = []
         self.blocks: list[Weight] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._model = model
+        self._by_place: dict[tuple[nn.Module, str], Weight] = {}
         self._tagged: list[weakref.ref[Tensor]] = []
         self._places: dict[tuple[Any, ...], Source] = {}
         self.paths = module_paths(model)
@@ -122,6 +125,7 @@ class Weights:
                 continue
             if (source := self._by_id.get(id(parameter))) is not None:
                 source.weight.owners.append(module)
+                self._by_place[module, name] = source.weight
                 continue
             weight = self._add(path, module, name, parameter)
             place = _place(parameter)
@@ -138,6 +142,7 @@ class Weights:
     def _add(self, path: str, module: nn.Module, name: str, tensor: Tensor) -> Weight:
         full = path if path and name == "weight" else f"{path}.{name}" if path else name
         weight = Weight(full, module, name, tensor, owners=[module])
+        self._by_place[module, name] = weight
         self.all.append(weight)
         return weight
 
@@ -175,7 +180,10 @@ class Weights:
     def _find_zeros(self) -> None:
         """Two reads from each device for the whole model: the first values of each tensor, then those that began with zeros."""
         candidates = [w for w in self.all if w.tensor.numel() and not w.tensor.is_complex()]
-        for probe in (lambda t: t.detach().reshape(-1)[:64].any(), lambda t: t.detach().count_nonzero() > 0):
+        for probe in (
+            lambda t: whole(t.detach()).reshape(-1)[:64].any(),
+            lambda t: whole(t.detach()).count_nonzero() > 0,
+        ):
             found: dict[int, bool] = {}
             for device in {w.tensor.device for w in candidates}:
                 here = [w for w in candidates if w.tensor.device == device]
@@ -204,11 +212,20 @@ class Weights:
             self._tagged.append(weakref.ref(tensor))
 
     def listen(self) -> None:
-        """Be told of the tensors that modules compute in the forward to come."""
+        """Be told of the tensors that modules compute in the forward to come, or gather from other ranks."""
+        if any(True for _ in fully_sharded(self._model)):
+            for module in self.paths.values():
+                self._handles.append(module.register_forward_pre_hook(self._gathered))
         for weight in self.all:
             if weight.computed is not None:
                 source = Source(weight)
                 self._handles.append(weight.computed.register(partial(self.tag, source=source)))
+
+    def _gathered(self, module: nn.Module, args: Any) -> None:
+        """FSDP2 puts whole parameters in the place of the sharded ones for the time of a forward."""
+        for name, parameter in module._parameters.items():
+            if parameter is not None and (weight := self._by_place.get((module, name))) is not None:
+                self._by_id.setdefault(id(parameter), Source(weight))
 
     def forget(self) -> None:
         """Take the hooks off, and the tags of every tensor that outlives the pass."""
@@ -249,6 +266,11 @@ def _place(tensor: Tensor) -> tuple[Any, ...] | None:
 def refuse(model: nn.Module) -> None:
     """LSUVError for a model that cannot be initialised at all: values that do not exist, code that cannot be seen."""
     for path, module in module_paths(model).items():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise LSUVError(
+                f"{path or 'the model'!r} is wrapped in FullyShardedDataParallel, which flattens its weights. Call lsuv_ before "
+                "wrapping, or shard the model with torch.distributed.fsdp.fully_shard."
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise LSUVError(
                 f"{path or 'the model'!r} ({type(module).__name__}) is a ScriptModule, whose ops cannot be seen from Python. "
