@@ -18,7 +18,6 @@ from .thinned import Thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 BINS, LIMIT = 40, 10.0  # the histogram is of |x|, over 0 to LIMIT; what is larger counts in the last bin
 SAMPLE = 1 << 13  # values that a histogram is made from: a share is then within about 1 % of the layer's own
@@ -55,7 +54,8 @@ def mean_and_std(tensor: Tensor) -> tuple[float | Tensor, float | Tensor]:
         # Three times faster than `moments`, whose many small operations on 0-d tensors cost more than the two passes.
         x = flat(tensor)
         mean = x.sum().item() / x.numel()
-        var = sum(part.dot(part).item() for part in x.split(1 << 18)) / x.numel() - mean * mean
+        parts = x.split(1 << 18) if x.numel() > 1 << 18 else (x,)
+        var = sum(part.dot(part).item() for part in parts) / x.numel() - mean * mean
         if 100 * var > mean * mean:  # else the difference has lost digits, or something is not finite
             return mean, sqrt(var)
     m = moments(tensor)
@@ -195,38 +195,35 @@ class ActivationStats(HooksCallback):
     def cleanup_batch(self, learn: Learner) -> None:
         self._step += self.watches(learn)
 
-    # Pictures
+    # Pictures: each draws a new pyplot figure, `plt.gcf()`, and returns nothing, so that a notebook shows it once
 
-    def plot_stats(self, figsize: tuple[float, float] = (10, 4)) -> Figure:
+    def plot_stats(self, figsize: tuple[float, float] = (10, 4)) -> None:
         """Means and standard deviations of all layers by training step, side by side."""
-        figure, axes = self._grid(2, figsize)
+        axes = self._grid(2, figsize)
         for ax, what, title in zip(axes, ("mean", "std"), ("Means", "Standard deviations"), strict=False):
             for stats in self._recorded():
                 ax.plot(stats.steps.numpy(), getattr(stats, what).numpy(), label=f"{stats.name} {stats.kind}")
             ax.set(title=title, xlabel="step", ylabel=what)
         axes[1].legend(fontsize="small")
-        return figure
 
-    def color_dim(self, figsize: tuple[float, float] = (11, 5)) -> Figure:
+    def color_dim(self, figsize: tuple[float, float] = (11, 5)) -> None:
         """One picture for each layer: how the magnitudes of its outputs (log counts) are distributed at each step."""
         recorded = self._recorded()
-        figure, axes = self._grid(len(recorded), figsize)
+        axes = self._grid(len(recorded), figsize)
         for ax, stats in zip(axes, recorded, strict=False):
             span = (0.0, float(stats.steps[-1]) + 1, 0.0, LIMIT)
             ax.imshow(stats.hist.t().log1p().numpy(), origin="lower", aspect="auto", extent=span)
             ax.set(title=f"{stats.name} {stats.kind}", xlabel="step", ylabel="|output|")
             ax.axis("on")
-        return figure
 
-    def dead_chart(self, figsize: tuple[float, float] = (11, 5)) -> Figure:
+    def dead_chart(self, figsize: tuple[float, float] = (11, 5)) -> None:
         """One chart for each layer: the share of its outputs that are near zero (below 0.25) at each step."""
         recorded = self._recorded()
-        figure, axes = self._grid(len(recorded), figsize)
+        axes = self._grid(len(recorded), figsize)
         for ax, stats in zip(axes, recorded, strict=False):
             ax.plot(stats.steps.numpy(), stats.near_zero.numpy())
             ax.set(title=f"{stats.name} {stats.kind}", xlabel="step", ylabel="share near zero", ylim=(0, 1))
             ax.axis("on")
-        return figure
 
     def _recorded(self) -> list[LayerStats]:
         recorded = [stats for stats in self.stats.values() if len(stats)]
@@ -238,10 +235,10 @@ class ActivationStats(HooksCallback):
             )
         return recorded
 
-    def _grid(self, n: int, figsize: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    def _grid(self, n: int, figsize: tuple[float, float]) -> list[Axes]:
         self._recorded()
         from .. import plot
 
         figure, axes = plot.get_grid(n, figsize=figsize)
         figure.set_layout_engine("constrained")
-        return figure, list(getattr(axes, "flat", [axes]))
+        return list(axes.flat)

@@ -54,6 +54,7 @@ class Hook:
         calls: how often the module ran.
 
     Example:
+        >>> import torch
         >>> def keep_shape(hook, module, inputs, output): hook.shape = tuple(output.shape)
         >>> layer = nn.Linear(3, 2)
         >>> with Hook(layer, keep_shape) as hook:

@@ -204,33 +204,42 @@ def recorded():
     plt.close("all")
 
 
+def drawn(picture, **kw):
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    assert picture(**kw) is None  # a notebook would show a figure that is returned a second time
+    (new,) = set(plt.get_fignums()) - set(before)
+    figure = plt.figure(new)
+    figure.canvas.draw()
+    return figure
+
+
 def test_plot_stats_draws_a_named_line_for_each_layer(recorded):
-    figure = recorded.plot_stats()
+    figure = drawn(recorded.plot_stats)
     left, right = figure.axes[:2]
     assert (left.get_ylabel(), right.get_ylabel(), left.get_xlabel()) == ("mean", "std", "step")
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["2 ReLU", "5 ReLU"]
     assert left.lines[0].get_ydata() == pytest.approx(recorded.stats["2"].mean.numpy())
     assert right.lines[1].get_ydata() == pytest.approx(recorded.stats["5"].std.numpy())
-    figure.canvas.draw()
 
 
 def test_color_dim_shows_log_counts_by_step_and_magnitude(recorded):
-    figure = recorded.color_dim()
+    figure = drawn(recorded.color_dim)
     ax = figure.axes[0]
     assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("2 ReLU", "step", "|output|")
     image = ax.images[0]
     assert image.get_extent() == [0, 4, 0, 10]
     assert image.get_array().data == pytest.approx(recorded.stats["2"].hist.T.log1p().numpy())
     assert ax.axison
-    figure.canvas.draw()
 
 
 def test_dead_chart_shows_the_share_near_zero_from_0_to_1(recorded):
-    figure = recorded.dead_chart(figsize=(6, 3))
+    figure = drawn(recorded.dead_chart, figsize=(6, 3))
+    assert figure.get_size_inches().tolist() == [6, 3]
     ax = figure.axes[1]
     assert (ax.get_title(), ax.get_ylabel(), ax.get_ylim()) == ("5 ReLU", "share near zero", (0, 1))
     assert ax.lines[0].get_ydata() == pytest.approx(recorded.stats["5"].near_zero.numpy())
-    figure.canvas.draw()
 
 
 @pytest.mark.parametrize("picture", ["plot_stats", "color_dim", "dead_chart"])
@@ -241,7 +250,7 @@ def test_picture_of_one_layer_and_picture_of_nothing(picture):
     with pytest.raises(RuntimeError, match=r"has recorded nothing: there must be a fit first, .*; it matched 0\."):
         getattr(one, picture)()
     learner([one]).fit(1)
-    getattr(one, picture)().canvas.draw()
+    drawn(getattr(one, picture))
     plt.close("all")
 
 

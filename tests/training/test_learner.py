@@ -421,8 +421,11 @@ class NoRows(IterableDataset):
     ],
 )
 def test_empty_loader_raises_and_says_so(loader, text):
+    cb = recorder()
     with pytest.raises(ValueError, match=text):
-        learner(dls=SimpleNamespace(train=loader, valid=batches())).fit(1)
+        learner([cb], dls=SimpleNamespace(train=loader, valid=batches())).fit(1)
+    # where its length is known, before anything runs
+    assert bool(cb.seen) == (not isinstance(getattr(loader, "dataset", loader), list | TensorDataset))
 
 
 def test_one_shot_iterator_in_its_second_epoch_raises():
