@@ -111,6 +111,11 @@ class Eye(TorchFunctionMode):
                 return result
             self.weights.derive(result, parent, lambda v: func(v, *args[1:], **kwargs), part=op in ops.PARTS)
             return result
+        if ops.writes(op) and isinstance(written := self.weights.source(args[0]), Source):
+            result = self._other(sources, op, func, args, kwargs)
+            self.weights.meet(written.weight, op)
+            self.weights.tag(args[0], Made(op, (written.weight,)))  # a copy of the weight no more
+            return result
         use = self._linear(op, func, args, kwargs)
         if use is None:
             return self._other(sources, op, func, args, kwargs)
@@ -139,6 +144,8 @@ class Eye(TorchFunctionMode):
             for weight in made.weights:
                 weight.note(f"transformed before use: {op} works on what {made.op} made of it")
         at = [(k, s) for k, s in found if isinstance(s, Source)]
+        if len(at) > 1:  # a parameter that is spread over the batch is data (learned queries), the other one the weight
+            at = [(k, s) for k, s in at if ops.get(args, kwargs, k).numel() <= s.weight.tensor.numel()] or at
         if len(at) > 1:
             for _, source in at:
                 source.weight.note(f"product of two parameters ({op})")

@@ -53,11 +53,11 @@ LINEAR: dict[str, Row] = {
     "einsum": Row((), symmetric=True),  # its operands are looked up below
     "multi_head_attention_forward": Row(((11, "out_proj_weight"),), (12, "out_proj_bias")),
 }
-# Views, copies and casts of a whole weight: what is linear in the result is linear in the weight.
+# Views, copies, casts and repeats of a whole weight: what is linear in the result is linear in the weight.
 VIEWS = frozenset(
     "t T mT H transpose swapaxes swapdims movedim moveaxis permute adjoint view view_as reshape reshape_as flatten "
     "unflatten ravel squeeze unsqueeze contiguous clone detach alias data to type type_as float double half bfloat16 "
-    "requires_grad_ cpu cuda as_subclass".split()
+    "requires_grad_ cpu cuda as_subclass expand expand_as broadcast_to repeat tile".split()
 )
 # The same where only a part of the weight comes out.
 PARTS = frozenset("__getitem__ select narrow chunk split unbind index_select tensor_split split_with_sizes".split())
@@ -76,6 +76,11 @@ def op_name(func: Callable[..., Any]) -> str:
     if name == "__get__":
         return getattr(func.__self__, "__name__", name)  # type: ignore[attr-defined]
     return name.partition(".")[0]  # an overload of torch.ops has its own name behind a dot
+
+
+def writes(name: str) -> bool:
+    """Does this op change its first argument? torch spells such methods with a `_` behind; operators like `+=` with an `i`."""
+    return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or name == "__setitem__"
 
 
 @dataclass(frozen=True)

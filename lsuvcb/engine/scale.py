@@ -244,7 +244,7 @@ class Scale(Follow):
         """A later use of a solved weight: the same scale. A bias that it alone uses follows, any other stays."""
         solution, bias = self.solutions[use.weight], use.bias
         free = bias is not None and bias not in self.biases and not bias.used_by and not use.fixed_bias
-        if bias is not None and free and solution.has_bias:
+        if bias is not None and free:
             self.biases[bias] = use.weight
         follows = bias is not None and self.biases.get(bias) is use.weight
         if solution.keeps_bias or (use.bias_key is not None and not follows):
@@ -307,7 +307,7 @@ def _zeros(bias: Weight | None) -> Tensor | None:
 
 def bias_like(use: Use) -> Tensor:
     """The bias of this call in the shape that broadcasts over its output: convolutions have their channels ahead of space."""
-    assert use.bias is not None and use.bias_source is not None
-    bias = use.bias_source.replay(whole(use.bias.tensor.detach()))
+    assert use.bias_source is not None
+    bias = use.bias_source.replay(whole(use.bias_source.weight.tensor.detach()))
     spatial = 2 if use.op == "deform_conv2d" else int(use.op[-2]) if use.op.startswith("conv") else 0
     return bias.view(-1, *([1] * spatial)) if spatial else bias
