@@ -77,19 +77,18 @@ class TensorLoader:
 
     def _batches(self) -> Iterator[tuple[Tensor, ...]]:
         tensors, n, bs = self.dataset.tensors, len(self.dataset), self.bs
-        order = self._order(n).to(self.device, non_blocking=True) if self.shuffle else None
+        generator = self.generator
+        if self.shuffle and generator is None:  # as torch's RandomSampler: one global number seeds a generator
+            generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+        order = torch.randperm(n, generator=generator).to(self.device, non_blocking=True) if self.shuffle else None
         for start in range(0, len(self) * bs, bs):
             if order is None:
                 yield tuple(tensor[start : start + bs].clone() for tensor in tensors)
             else:
                 rows = order[start : start + bs]
                 yield tuple(tensor.index_select(0, rows) for tensor in tensors)
-
-    def _order(self, n: int) -> Tensor:
-        generator = self.generator
-        if generator is None:  # as torch's RandomSampler: one number from the global generator seeds the order's own
-            generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
-        return torch.randperm(n, generator=generator)
+        if self.shuffle:  # as torch's RandomSampler, which draws once more for the 0 rows that it still lacks
+            torch.randperm(n, generator=generator)
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self.dataset.tensors)
