@@ -1,0 +1,67 @@
+"""`import lsuvcb` costs little more than `import torch`, says nothing, and brings nothing heavy along."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+import lsuvcb.engine
+
+PACKAGE = Path(lsuvcb.engine.__file__).parents[1]
+HEAVY = "torchvision torcheval fastcore fastprogress matplotlib sklearn pandas datasets IPython fastai lightning transformers"
+# The time of this process on the CPU: what else the machine does is not in it.
+TIMED = "import time; t = time.process_time(); import {}; print(time.process_time() - t)"
+
+
+def fresh(code):
+    """Run `code` in a process of its own, with every warning shown; its output, and what it wrote beside it."""
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    return done.stdout, done.stderr
+
+
+def brought_along(code):
+    out, _ = fresh(f"{code}; import sys; print(*(m for m in {HEAVY!r}.split() if m in sys.modules))")
+    return out.split()
+
+
+def test_import_brings_nothing_heavy_along():
+    assert brought_along("import lsuvcb") == []
+
+
+def test_import_of_every_part_brings_nothing_heavy_along():
+    parts = sorted(p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists())
+    parts = [p for p in parts if not p.startswith("__") and p != "integrations"]
+    assert {"engine", "training", "nets", "data", "plot"} <= set(parts)
+    assert brought_along("import " + ", ".join(f"lsuvcb.{p}" for p in parts)) == []
+
+
+def test_import_that_brings_something_along_is_seen():
+    assert brought_along("import lsuvcb, matplotlib") == ["matplotlib"]
+
+
+def lines_about(name):
+    """Warnings on importing `name`, but for torch's own, which `import torch` shows too."""
+    _, err = fresh(f"import {name}")
+    return err.splitlines()
+
+
+def test_import_prints_no_warning():
+    assert lines_about("lsuvcb") == lines_about("torch")
+
+
+@pytest.mark.slow
+def test_import_takes_at_most_115_percent_of_torch():
+    times = {"torch": [], "lsuvcb": []}
+    fresh("import lsuvcb")  # from here on both find their bytecode
+    for _ in range(5):
+        for name, taken in times.items():
+            taken.append(float(fresh(TIMED.format(name))[0]))
+    ratio = median(times["lsuvcb"]) / median(times["torch"])
+    assert ratio <= 1.15, times
