@@ -174,8 +174,8 @@ class ProgressCB(Callback):
         self._view = _best_view()
         metrics = getattr(learn, "metrics", None)
         # A subclass with a _log of its own (to a file, to a service) keeps it.
-        if metrics in learn.cbs and getattr(type(metrics), "_log", None) is MetricsCB._log:
-            metrics._log, self._logs_here = self._log, metrics
+        if isinstance(metrics, MetricsCB) and type(metrics)._log is MetricsCB._log:
+            vars(metrics)["_log"], self._logs_here = self._log, metrics
         self._live = type(self._view) is not Lines
         self._curves = self.plot and self._view.plots
         self._steps, self._drawn = 0, 0.0

@@ -1,6 +1,6 @@
 """The small callbacks, and the order in which all of them run."""
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -83,11 +83,22 @@ def test_to_device_of_a_nested_batch_moves_each_tensor_and_keeps_the_rest():
 
 
 def test_to_device_of_a_mapping_with_a_to_of_its_own_uses_it():
-    class BatchEncoding(dict):
+    class BatchEncoding(UserDict):
         def to(self, device):
             return BatchEncoding({k: v.to(device) for k, v in self.items()})
 
-    assert to_device({"x": BatchEncoding(t=torch.ones(1))}, "meta")["x"]["t"].is_meta
+    moved = to_device({"x": BatchEncoding(t=torch.ones(1))}, "meta")["x"]
+    assert type(moved) is BatchEncoding
+    assert moved["t"].is_meta
+    assert to_device(UserDict(t=torch.ones(1)), "meta")["t"].is_meta
+
+
+def test_device_cb_puts_each_batch_where_the_model_is():
+    learn = learner([DeviceCB("meta")])
+    learn.fit(1, valid=False)
+    assert next(learn.model.parameters()).is_meta
+    assert [t.device.type for t in learn.batch] == ["meta", "meta"]
+    assert learn.preds.is_meta
 
 
 def test_default_device_is_the_accelerator_or_the_cpu():

@@ -150,10 +150,14 @@ class Cell(Notebook):
 
     def __init__(self):
         super().__init__(lambda html: None)
-        self.curves = []
+        self.curves, self.closed = [], False
 
     def draw(self, curves):
+        assert not self.closed
         self.curves.append({name: (list(x), list(y)) for name, (x, y) in curves.items()})
+
+    def close(self):
+        self.closed = True
 
 
 def test_plot_draws_each_training_loss_and_each_epochs_mean_validation_loss(monkeypatch):
@@ -164,6 +168,7 @@ def test_plot_draws_each_training_loss_and_each_epochs_mean_validation_loss(monk
     # w = 0, 0.2, 0.36, 0.488, then 0.5904: losses (w - 1)^2
     assert last["train"][0] == [1, 2, 3, 4]
     assert last["train"][1] == pytest.approx([1.0, 0.64, 0.4096, 0.262144])
+    assert cell.closed
     assert last["valid"][0] == [2, 4]
     assert last["valid"][1] == pytest.approx([0.4096, 0.16777216])
 
@@ -198,6 +203,13 @@ def test_progress_can_be_pickled_before_and_after_a_fit(capsys):
     learner([MetricsCB(), cb]).fit(1)
     again = pickle.loads(pickle.dumps(cb))
     learner([MetricsCB(), again]).fit(1)
+
+
+def test_progress_lets_go_of_the_notebooks_cell_after_a_fit(monkeypatch):
+    monkeypatch.setattr(progress, "_best_view", lambda: Notebook(lambda html: None))
+    cb = ProgressCB()
+    learner([MetricsCB(), cb]).fit(1)
+    pickle.dumps(cb)  # the cell's function cannot be pickled
 
 
 def test_lines_print_a_new_header_for_new_columns(capsys):
