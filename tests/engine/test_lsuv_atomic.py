@@ -133,7 +133,7 @@ def test_lsuv_stopped_at_any_op_changes_nothing(arguments):
     net, stopped = _again(net, start), 0
     generator.set_state(begin)
     before = weights_of(net) | rng(generator)
-    step = max(1, counter.seen // 150)
+    step = max(1, counter.seen // 100)
     for n in [*range(1, counter.seen, step), *range(max(1, counter.seen - 30), counter.seen + 1)]:
         with contextlib.suppress(Stop):
             with StopAtOp(n):
@@ -232,10 +232,10 @@ def test_lsuv_stopped_at_any_call_changes_nothing(arguments):
     net = _again(net, start)
     generator.set_state(begin)
     before = weights_of(net) | rng(generator)
-    early = range(1, counter.commit, max(1, counter.commit // 40))
-    late = range(counter.commit, counter.seen + 1, max(1, (counter.seen - counter.commit) // 100))
+    early = range(1, counter.commit, max(1, counter.commit // 25))
+    late = range(counter.commit, counter.seen + 1, max(1, (counter.seen - counter.commit) // 60))
     kept, stopped = {}, 0
-    for n in [*early, *late, *range(counter.seen - 60, counter.seen + 1)]:
+    for n in [*early, *late, *range(counter.seen - 40, counter.seen + 1)]:
         try:
             with StopAtCall(n):
                 lsuv_(net, x, generator=generator, **arguments)
@@ -247,7 +247,7 @@ def test_lsuv_stopped_at_any_call_changes_nothing(arguments):
         # otherwise Python lost it: what a destructor raises is printed and forgotten
         net = _again(net, start)
         generator.set_state(begin)
-    assert stopped > 100
+    assert stopped > 80
     assert kept == {}, f"of {counter.seen} calls; the commit begins at {counter.commit}"
 
 
