@@ -15,7 +15,7 @@ from .report import LayerReport, LSUVReport, number
 from .run import Runner
 from .scale import Scale, Values
 from .select import Selector, module_paths
-from .weights import Weights
+from .weights import Weight, Weights
 
 Measured = dict[str, tuple[float, float]]
 
@@ -74,14 +74,14 @@ def warn_if_missed(report: LSUVReport) -> None:
     elif any("has no std of" in r.reason for r in missed):
         advice = ' Use a smaller `std`, or `measure="layer"`.'
     warnings.warn(
-        f"{len(missed)} of {worked} layers {'is' if len(missed) == 1 else 'are'} outside {goal} +/- {report.tol:g}: "
+        f"{len(missed)} of {worked} layers {'is' if len(missed) == 1 else 'are'} outside {goal} +/- {report.tol * report.std:g}: "
         f"{which}. Each keeps its best scale.{advice}",
         NotConvergedWarning,
         stacklevel=3,
     )
 
 
-def no_layers(run: Runner, layers: Selector | None) -> NoLayersError:
+def no_layers(run: Runner, layers: Selector | None, left: list[Weight]) -> NoLayersError:
     """The error for a selection that means no weight at work; names the modules that ran."""
     ran: dict[str, str] = {}
 
@@ -98,6 +98,9 @@ def no_layers(run: Runner, layers: Selector | None) -> NoLayersError:
         run.watch(Eye(Weights(nn.Module())))
     names = ", ".join(f"{path!r} ({kind})" for path, kind in list(ran.items())[:12]) or "none"
     what = "no weight at work was found" if layers is None else "`layers` selected no weight at work"
+    seen = [w for w in left if w.reason and w.tensor.ndim > 1 and not w.unselected]
+    if seen:
+        what += " (left alone: " + ", ".join(f"{w.name!r}, {w.reason}" for w in seen[:3]) + ")"
     return NoLayersError(
         f"{what}; this model's modules that ran: {names}. See `survey(model, batch)` for the layers that LSUV can scale."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -46,8 +46,7 @@ class Layer:
         return y * scale + shift if shift else y * scale
 
 
-@dataclass(frozen=True)
-class Behind:
+class Behind(NamedTuple):
     """The solution: W <- scale * W, and b <- b + shift, or scale * b where the mean is left alone."""
 
     scale: float

@@ -127,7 +127,7 @@ def lsuv_(
             before = run.measure(plan) if verify else {}
             eye, values = run.scale(plan, draws)
             if not any(w.uses and not w.unselected for w in eye.weights.all):
-                raise no_layers(run, layers)
+                raise no_layers(run, layers, eye.weights.all)
             changes = changes_of(eye.solutions, eye.biases, values)
             settings = [Setting(w.block, eye.block_biases[w]) for w in eye.solutions if w.block is not None]
             undo.save(changes, settings)
@@ -174,7 +174,7 @@ def survey(model: nn.Module, batch: Any, *, layers: Selector | None = None, forw
         eye = run.watch(Measure(Weights(model, layers)))
         found = [w for w in eye.weights.met if w.name in eye.found and not w.unselected]
         if not found:
-            raise no_layers(run, layers)
+            raise no_layers(run, layers, eye.weights.all)
     numbers = eye.read()
     rows = [LayerSurvey(w.name, w.kind, *numbers[w.name]) for w in found]
     return Survey(rows, run.input_std, run.input_mean)
@@ -221,7 +221,7 @@ def _warn_of_input(run: Runner) -> None:
 
 def _warn_of_training(model: nn.Module) -> None:
     for path, module in module_paths(model).items():
-        counter = getattr(module, "num_batches_tracked", None)
+        counter = module._buffers.get("num_batches_tracked")
         if isinstance(counter, torch.Tensor) and counter.numel() == 1 and bool(counter > 0):
             warnings.warn(
                 f"{path!r} ({type(module).__name__}) has counted {int(counter)} batches: this model looks trained, and "

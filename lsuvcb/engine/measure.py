@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from .blocks import output_tensor
 from .eye import Use, output_of
 from .follow import Activations, Elementwise, Follow
-from .moments import Moments, moments
+from .moments import Moments, Number, moments
 from .weights import Weight, Weights
 
 
@@ -44,14 +45,21 @@ class Measure(Follow):
 
     def read(self) -> dict[str, tuple[float, float]]:
         """Std and mean by name, read from each device once."""
-        rows = read({name: torch.stack([m.std, m.mean]) for name, m in self.found.items()})
+        rows = read({name: (m.std, m.mean) for name, m in self.found.items()})
         return {name: (std, mean) for name, (std, mean) in rows.items()}
 
 
-def read(rows: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Vectors of one length, as lists: one transfer for each device and dtype."""
+def read(rows: dict[str, Sequence[Number]]) -> dict[str, list[float]]:
+    """Rows of one length, on the host: one transfer for each device."""
     values: dict[str, list[float]] = {}
-    for place in {(t.device, t.dtype) for t in rows.values()}:
-        names = [name for name, t in rows.items() if (t.device, t.dtype) == place]
-        values.update(zip(names, torch.stack([rows[name] for name in names]).tolist(), strict=True))
+    away: dict[torch.device, dict[str, Tensor]] = {}
+    for name, row in rows.items():
+        tensor = next((v for v in row if isinstance(v, Tensor)), None)
+        if tensor is None:
+            values[name] = [float(v) for v in row]
+        else:
+            stacked = torch.stack([torch.as_tensor(v, dtype=tensor.dtype, device=tensor.device) for v in row])
+            away.setdefault(tensor.device, {})[name] = stacked.float()
+    for device_rows in away.values():
+        values.update(zip(device_rows, torch.stack(list(device_rows.values())).tolist(), strict=True))
     return values

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,21 +16,26 @@ _CHUNK = 1 << 17
 _FAR = 100.0
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Moments of a tensor, as 0-d float64 tensors (float32 on devices without float64) on its device.
+Number = Tensor | float
 
-    `std` is the population's (correction=0): Var(B_l) in the paper is one number over the whole blob.
-    `peak` is the largest magnitude, or an upper bound of it that keeps `constant` true to its meaning.
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean, population std (correction=0), largest magnitude and number of the values of a tensor.
+
+    Var(B_l) in the paper is one number for the whole blob: std ** 2.
+
+    Numbers where the values are in the host's memory, 0-d tensors on any other device, so that nothing waits for it.
+    `peak` is looked up only where it decides whether the values are constant, and is 0 otherwise; `count` is this rank's.
     """
 
-    mean: Tensor
-    std: Tensor
-    peak: Tensor
+    mean: Number
+    std: Number
+    peak: Number
     count: int
 
     @property
-    def constant(self) -> Tensor:
+    def constant(self) -> Any:
         """True where all values are equal up to rounding: no scale brings such an output to a target std."""
         return self.std <= 1e-6 * self.peak
 
@@ -40,25 +47,29 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1)
 
 
-def _sum_of_squares(x: Tensor) -> Tensor:
-    return torch.stack([part.dot(part).double() for part in x.split(_CHUNK)]).sum()
+def _sum_of_squares(x: Tensor) -> float:
+    if x.numel() <= _CHUNK:
+        return x.dot(x).item()
+    return math.fsum(part.dot(part).item() for part in x.split(_CHUNK))
 
 
 def _cpu_moments(x: Tensor) -> Moments:
     """A sum and a dot product: some 40 times faster on a CPU than torch.var_mean, and as exact."""
     n = x.numel()
-    mean = x.sum().double() / n
-    square = _sum_of_squares(x) / n
-    if x.dtype == torch.float32 and not 1e-30 < float(square) < 1e30 and bool(x.any()) and bool(x.isfinite().all()):
+    mean, square = x.sum().item() / n, _sum_of_squares(x) / n
+    if x.dtype == torch.float32 and not 1e-30 < square < 1e30 and bool(x.any()) and bool(x.isfinite().all()):
         return _cpu_moments(x.double())  # the squares leave float32's range, the values do not
     var = square - mean * mean
-    if bool(mean * mean > _FAR * var):
-        var = _sum_of_squares(x - mean.to(x.dtype)) / n
-    std = var.clamp(min=0).sqrt()
-    # The peak is looked up only where it can matter: it is at most sqrt(n) times the root mean square.
-    bound = (n * (var + mean * mean)).sqrt()
-    peak = x.aminmax() if bool(std <= 1e-6 * bound) else None
-    return Moments(mean, std, bound * 0 if peak is None else torch.maximum(peak.max, -peak.min).double(), n)
+    if mean * mean > _FAR * var:
+        around = x - mean
+        rest = around.sum().item() / n  # the mean was rounded to x's type
+        var, mean = _sum_of_squares(around) / n - rest * rest, mean + rest
+    std = math.sqrt(max(var, 0.0)) if math.isfinite(var) else math.nan
+    # The peak is at most sqrt(n) times the root mean square
+    if std > 1e-6 * math.sqrt(n * max(square, 0.0)):
+        return Moments(mean, std, 0.0, n)
+    low, high = x.aminmax()
+    return Moments(mean, std, max(-low.item(), high.item()), n)
 
 
 def _device_moments(x: Tensor) -> Moments:
@@ -78,30 +89,30 @@ def moments(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Moments:
 
     Example:
         >>> m = moments(torch.tensor([1.0, 2.0, 4.0, 18.0]))
-        >>> round(m.mean.item(), 2), round(m.std.item() ** 2, 2)
+        >>> round(m.mean, 2), round(m.std**2, 2)
         (6.25, 47.19)
     """
     x = flat(tensor.detach())
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
-    if group is None:
-        return _cpu_moments(x) if x.device.type == "cpu" else _device_moments(x)
-    return _group_moments(x, group)
+    if group is not None:
+        return _group_moments(x, group)
+    return _cpu_moments(x) if x.device.type == "cpu" else _device_moments(x)
 
 
 def _group_moments(x: Tensor, group: dist.ProcessGroup) -> Moments:
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
-    if x.numel():
-        found = moments(x)
-        mean, std, peak, n = found.mean, found.std, found.peak, found.count
-    else:
-        mean, std, peak, n = *(x.new_zeros((), dtype=wide) for _ in range(3)), 0
-    local = torch.stack([t.to(wide) for t in (n * mean, torch.full_like(mean, n))])
-    dist.all_reduce(local, group=group)
-    total, count = local
-    mean_all = total / count
-    squares = (n * (std * std + (mean - mean_all) ** 2)).to(wide)
+    """First the global mean, then the sum of squares around it; each rank with its own count."""
+    n, wide = x.numel(), torch.float32 if x.device.type == "mps" else torch.float64
+    here = moments(x) if n else Moments(0.0, 0.0, 0.0, 0)
+    mean, std, peak = (torch.as_tensor(v, dtype=wide, device=x.device) for v in (here.mean, here.std, here.peak))
+    total = torch.stack([n * mean, torch.full_like(mean, n)])
+    dist.all_reduce(total, group=group)
+    mean_all, count = total[0] / total[1], total[1]
+    squares = n * (std * std + (mean - mean_all) ** 2)
     dist.all_reduce(squares, group=group)
-    peak = peak.to(wide)
+    peak = peak.clone()
     dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
-    return Moments(mean_all, (squares / count).sqrt(), peak, int(count))
+    std_all = (squares / count).sqrt()
+    if x.device.type == "cpu":
+        return Moments(mean_all.item(), std_all.item(), peak.item(), n)
+    return Moments(mean_all, std_all, peak, n)

@@ -19,7 +19,8 @@ def group_of(model: nn.Module, group: dist.ProcessGroup | None) -> dist.ProcessG
     for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             return module.process_group
-    shards = next((p for p in model.parameters() if is_sharded(p)), None)
+    loaded = "torch.distributed.tensor" in sys.modules
+    shards = next((p for p in model.parameters() if is_sharded(p)), None) if loaded else None
     if shards is None:
         return None
     mesh = shards.device_mesh  # type: ignore[attr-defined]

@@ -130,13 +130,12 @@ class LSUVReport:
         count = Counter(layer.status for layer in self.layers)
         done, missed = count["scaled"] + count["unchanged"], count["not converged"]
         goal = f"std {number(self.std)}" + (f", mean {number(self.mean)}" if self.mean is not None else "")
-        parts = [f"{done} of {done + missed} layers at {goal}"]
-        if count["unchanged"]:
-            parts[0] += f" ({count['unchanged']} were already)"
-        if self.worst_error is not None:
-            parts.append(f"worst error {self.worst_error:.1e}")
+        already = f" ({count['unchanged']} already)" if count["unchanged"] else ""
+        parts = [f"{done} of {done + missed} layers at {goal}{already}"]
         if missed:
             parts.append(f"{missed} not converged")
+        elif self.worst_error is not None:
+            parts.append(f"worst error {self.worst_error:.1e}")
         if count["left alone"]:
             parts.append(f"{count['left alone']} left alone")
         parts.append(f"{self.passes} pass{'es' * (self.passes > 1)}, {self.seconds:.2f} s")

@@ -129,7 +129,7 @@ class Runner:
         self.input_std = self.input_mean = None
         if (tensor := first_float(batch)) is not None:
             found = moments(tensor, group)
-            self.input_std, self.input_mean = found.std.item(), found.mean.item()
+            self.input_std, self.input_mean = float(found.std), float(found.mean)
         self._materialise()
 
     def watch(self, eye: AnyEye) -> AnyEye:

@@ -19,7 +19,7 @@ from .finite import count_non_finite
 from .follow import Activations, Elementwise, Follow
 from .init import orthonormal_like
 from .measure import read
-from .moments import Moments, moments
+from .moments import Moments, Number, moments
 from .ranks import shard_as, whole
 from .solve import Target, closed_form
 from .weights import Source, Weight, Weights
@@ -58,8 +58,8 @@ class Solution:
 
     weight: Weight
     found: Moments
-    scale: Tensor
-    shift: Tensor
+    scale: Number
+    shift: Number
     tol: float
     start: Tensor | None = None
     has_bias: bool = False
@@ -148,10 +148,10 @@ class Scale(Follow):
                 if start is not None:
                     y.copy_(output_of(_as_it_was(use)))
                 return
-            scale, shift = (torch.tensor(v, dtype=torch.float64) for v in (behind.scale, behind.shift))
             keeps = self.target.mean is not None
+            scale, shift, evaluations, reason, missed_it = behind
             solution = Solution(
-                weight, found, scale, shift, tol, start, has_bias, keeps, behind.iterations, behind.reason, behind.missed
+                weight, found, scale, shift, tol, start, has_bias, keeps, evaluations, reason, missed_it
             )  # fmt: skip
         self.solutions[weight] = solution
         if bias is not None and has_bias:
@@ -183,13 +183,10 @@ class Scale(Follow):
             return False
         if not math.isfinite(best.std + best.mean):
             raise LSUVError(f"block {weight} gave non-finite output on this batch.")
-        std, mean, scale, shift = (
-            torch.tensor(v, dtype=torch.float64) for v in (best.std, best.mean, best.scale, best.shift)
-        )
         reason = "" if solved.converged else missed(best, solved.iterations)
-        found = Moments(mean, std, torch.zeros_like(std), 1)
+        found = Moments(best.mean, best.std, 0.0, 0)
         self.solutions[weight] = Solution(
-            weight, found, scale, shift, tol, drawn, True, True, solved.iterations, reason, not solved.converged
+            weight, found, best.scale, best.shift, tol, drawn, True, True, solved.iterations, reason, not solved.converged
         )  # fmt: skip
         self.block_biases[weight] = bias + best.shift if best.shift or drawn is not None else bias
         self._before = str(weight)
@@ -207,15 +204,14 @@ class Scale(Follow):
     def read(self) -> dict[str, Values]:
         """The numbers of every solution, by the weight's name, read from each device once."""
 
-        def row(s: Solution) -> Tensor:
-            found = s.found
-            return torch.stack(
-                [t.to(found.std) for t in (found.std, found.mean, s.scale, s.shift, found.constant.to(found.std.dtype))]
-            )
-
-        rows = read({s.weight.name: row(s) for s in self.solutions.values()})
+        rows = read(
+            {
+                s.weight.name: (s.found.mean, s.found.std, s.scale, s.shift, s.found.constant)
+                for s in self.solutions.values()
+            }
+        )
         return {
-            name: Values(std, mean, scale, shift, bool(flag)) for name, (std, mean, scale, shift, flag) in rows.items()
+            name: Values(std, mean, scale, shift, bool(flag)) for name, (mean, std, scale, shift, flag) in rows.items()
         }
 
     def _obstacle(self, use: Use) -> str:
@@ -274,7 +270,7 @@ class Scale(Follow):
         return value
 
     def _check_finite(self, use: Use, y: Tensor, found: Moments) -> None:
-        if bool(torch.isfinite(found.std)):
+        if math.isfinite(float(found.std)):
             return
         bad, total = count_non_finite([y])
         inputs_bad, inputs_total = count_non_finite(use.inputs())
@@ -285,12 +281,11 @@ class Scale(Follow):
         raise LSUVError(f"layer {use.weight} gave non-finite output on this batch ({bad} of {total} values); {where}.")
 
 
-def _correct(y: Tensor, scale: Tensor, shift: Tensor) -> None:
+def _correct(y: Tensor, scale: Number, shift: Number) -> None:
     """y <- scale * y + shift, in place, so that whoever holds y sees it."""
-    on_cpu = y.device.type == "cpu"
-    if not on_cpu or bool(scale != 1):
+    if isinstance(scale, Tensor) or scale != 1:
         y.mul_(scale)
-    if not on_cpu or bool(shift != 0):
+    if isinstance(shift, Tensor) or shift != 0:
         y.add_(shift)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .moments import Moments
+from .moments import Moments, Number
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 LOW_PRECISION_TOL = 1e-2
@@ -33,7 +33,7 @@ class Target:
 
 def closed_form(
     found: Moments, target: Target, tol: float, *, has_bias: bool, keep_close: bool = True
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Number, Number]:
     """Scale s and shift t such that s * y + t has the target's moments: W <- s W, b <- s b + t.
 
     An output linear in its weight needs no iteration: s = std / sqrt(Var(y)), the paper's W_L / sqrt(Var(B_L)) for
@@ -45,18 +45,23 @@ def closed_form(
         keep_close: an output within `tol` of its target already keeps s = 1, t = 0.
 
     Returns:
-        s and t, 0-d, on the device of `found`; s = 1, t = 0 for a constant output. No host round trip.
+        s and t, where `found` is: numbers, or 0-d tensors on a device that nothing waits for. s = 1, t = 0 for a
+        constant output.
     """
-    mean, std = found.mean, found.std
+    mean: Any = found.mean  # numbers or tensors: the same arithmetic
+    std: Any = found.std
     moves = has_bias and target.mean is not None
     goal = target.mean if moves and target.mean is not None else 0.0
     stay = found.constant
     if keep_close:
-        close = (std - target.std).abs() <= tol
-        stay = stay | (close & ((mean - goal).abs() <= tol) if moves else close)
-    scale = torch.where(stay, torch.ones_like(std), target.std / std)
-    shift = torch.where(stay, torch.zeros_like(std), goal - scale * mean) if moves else torch.zeros_like(std)
-    return scale, shift
+        close = abs(std - target.std) <= tol
+        stay = stay | (close & (abs(mean - goal) <= tol) if moves else close)
+    if isinstance(std, float):
+        scale = 1.0 if stay else target.std / std
+        return scale, goal - scale * mean if moves and not stay else 0.0
+    scales = torch.where(stay, torch.ones_like(std), target.std / std)
+    shifts = torch.where(stay, torch.zeros_like(std), goal - scales * mean) if moves else torch.zeros_like(std)
+    return scales, shifts
 
 
 class Try(NamedTuple):

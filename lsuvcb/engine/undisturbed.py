@@ -68,7 +68,7 @@ class Snapshot:
         self._modules = [(m, m.training, dict(m._buffers)) for m in model.modules()]
         written = [b for _, _, buffers in self._modules for b in buffers.values() if b is not None and not is_lazy(b)]
         # an embedding with a max_norm rescales its table in the forward
-        written += [m.weight for m in model.modules() if getattr(m, "max_norm", None) and isinstance(m.weight, Tensor)]
+        written += [m.weight for m, *_ in self._modules if vars(m).get("max_norm") and isinstance(m.weight, Tensor)]
         self._written = {t: t.detach().clone() for t in written}
         self._grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
 

@@ -1,5 +1,7 @@
 """Mean, std, peak and count of a tensor: against float64, for any size, offset, dtype and layout."""
 
+import math
+
 import pytest
 import torch
 
@@ -15,14 +17,14 @@ def exact(x):
 def test_moments_hand_worked_values():
     # mean 6.25; deviations -5.25, -4.25, -2.25, 11.75: squares 27.5625 + 18.0625 + 5.0625 + 138.0625 = 188.75; / 4
     found = moments(torch.tensor([1.0, 2.0, 4.0, 18.0]))
-    assert found.mean.item() == 6.25
-    assert found.std.item() ** 2 == pytest.approx(47.1875)
+    assert found.mean == 6.25
+    assert found.std**2 == pytest.approx(47.1875)
     assert found.count == 4
     assert not found.constant
 
 
 def test_moments_std_is_the_population_s():
-    assert moments(torch.tensor([-1.0, 1.0])).std.item() == 1.0  # the sample's would be sqrt(2)
+    assert moments(torch.tensor([-1.0, 1.0])).std == 1.0  # the sample's would be sqrt(2)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, -30.0, 1e3, 1e5])
@@ -32,13 +34,13 @@ def test_moments_equal_float64_up_to_the_rounding_of_the_values(n, size, offset)
     x = torch.randn(n) * size + offset * size
     mean, std = exact(x)
     found = moments(x)
-    assert found.std.item() == pytest.approx(std, rel=1e-5)
-    assert found.mean.item() == pytest.approx(mean, rel=1e-5, abs=1e-6 * std)
+    assert found.std == pytest.approx(std, rel=1e-5)
+    assert found.mean == pytest.approx(mean, rel=1e-5, abs=1e-6 * std)
 
 
 def test_moments_offset_of_a_million_stds_keeps_three_digits():
     x = torch.randn(100_000) + 1e6
-    assert moments(x).std.item() == pytest.approx(exact(x)[1], rel=1e-3)
+    assert moments(x).std == pytest.approx(exact(x)[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("power", [-38, -30, -20, -10, 0, 10, 20, 30, 36])
@@ -46,21 +48,21 @@ def test_moments_scale_with_the_values_over_the_whole_range_of_float32(power):
     x = torch.randn(1000)
     scaled = (x.double() * 10.0**power).float()
     mean, std = exact(scaled)
-    assert moments(scaled).std.item() == pytest.approx(std, rel=1e-5)
-    assert moments(scaled).mean.item() == pytest.approx(mean, rel=1e-3)
+    assert moments(scaled).std == pytest.approx(std, rel=1e-5)
+    assert moments(scaled).mean == pytest.approx(mean, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_moments_of_low_precision_are_of_the_values_as_they_are(dtype):
     x = (torch.randn(5000) * 200 + 100).to(dtype)  # squares and sums leave float16's range
     mean, std = exact(x)
-    assert moments(x).std.item() == pytest.approx(std, rel=1e-5)
-    assert moments(x).mean.item() == pytest.approx(mean, rel=1e-4)
+    assert moments(x).std == pytest.approx(std, rel=1e-5)
+    assert moments(x).mean == pytest.approx(mean, rel=1e-4)
 
 
 def test_moments_of_float64_are_float64_s():
     x = torch.randn(5000, dtype=torch.float64) * 1e-3 + 1
-    assert moments(x).std.item() == pytest.approx(exact(x)[1], rel=1e-10)
+    assert moments(x).std == pytest.approx(exact(x)[1], rel=1e-10)
 
 
 LAYOUTS = {
@@ -78,8 +80,8 @@ def test_moments_of_any_layout_are_of_all_its_values(layout):
     x = LAYOUTS[layout](torch.randn(4, 6, 7, 8))
     mean, std = exact(x)
     found = moments(x)
-    assert found.std.item() == pytest.approx(std, rel=1e-5, abs=1e-9)
-    assert found.mean.item() == pytest.approx(mean, rel=1e-5, abs=1e-7)
+    assert found.std == pytest.approx(std, rel=1e-5, abs=1e-9)
+    assert found.mean == pytest.approx(mean, rel=1e-5, abs=1e-7)
     assert found.count == x.numel()
     assert flat(x).sort().values.tolist() == x.reshape(-1).sort().values.tolist()
 
@@ -113,13 +115,13 @@ def test_moments_of_values_that_are_not_finite_are_not_finite(value):
     x = torch.randn(1000)
     x[7] = value
     found = moments(x)
-    assert not torch.isfinite(found.std)
+    assert not math.isfinite(found.std)
     assert not found.constant
 
 
 def test_moments_keep_no_graph():
     x = torch.randn(10, requires_grad=True)
-    assert not moments(x * 2).std.requires_grad
+    assert isinstance(moments(x * 2).std, float)
 
 
 def test_count_non_finite_counts_floats_and_leaves_the_rest_out():

@@ -1,0 +1,148 @@
+"""What LSUV costs in plain forwards of the same model, beside the packages `lsuv` and `anyinit`.
+
+    pip install -e '.[bench]' && python tests/benchmarks/engine.py
+
+Each row is a ratio within one run on one machine: the time of the initialisation over the median time of one forward
+without gradients. The models are made anew for each measurement, with the same seed. `--fast` leaves the peers out.
+"""
+
+import argparse
+import contextlib
+import copy
+import io
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torchvision.models as tv
+from torch import nn
+
+from lsuvcb import lsuv_
+from lsuvcb.engine.init import orthonormal_
+from lsuvcb.nets import GeneralRelu, get_model
+
+
+def mlp(depth: int, width: int = 256) -> nn.Sequential:
+    layers = [m for _ in range(depth) for m in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(*layers)
+
+
+def course() -> nn.Sequential:
+    return get_model(partial(GeneralRelu, leak=0.1, sub=0.4))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def ratio(make: Callable[[], nn.Module], x: torch.Tensor, init: Callable[[nn.Module], object], runs: int) -> float:
+    """Median over `runs` of the time of init(model), each over a forward timed right before and right after it."""
+    torch.manual_seed(0)
+    fresh = make().eval()
+    plain = copy.deepcopy(fresh)
+    with torch.no_grad():
+        plain(x)
+        plain(x)
+        found = []
+        for _ in range(runs):
+            model = copy.deepcopy(fresh)
+            before = seconds(lambda: plain(x))
+            cost = seconds(lambda model=model: init(model))
+            after = seconds(lambda: plain(x))
+            found.append(cost / ((before + after) / 2))
+    return statistics.median(found)
+
+
+def closed_form(x: torch.Tensor) -> Callable[[nn.Module], object]:
+    return lambda model: lsuv_(model, x, orthonormal=False, verify=False)
+
+
+def behind_activation(x: torch.Tensor) -> Callable[[nn.Module], object]:
+    return lambda model: lsuv_(model, x, measure="activation", mean=0.0, orthonormal=False, verify=False)
+
+
+def peer_lsuv(x: torch.Tensor) -> Callable[[nn.Module], object]:
+    from lsuv import lsuv_with_singlebatch
+
+    return lambda model: lsuv_with_singlebatch(
+        model, x, std_tol=1e-3, max_attempts=20, do_orthonorm=False, verbose=False
+    )
+
+
+def peer_anyinit(x: torch.Tensor) -> Callable[[nn.Module], object]:
+    import anyinit
+
+    return lambda model: anyinit.initialize(model, mode="empirical", input_spec=lambda: x)
+
+
+@contextlib.contextmanager
+def quiet():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def attempt(make: Callable[[], nn.Module], x: torch.Tensor, peer: Callable[[torch.Tensor], Callable]) -> str:
+    try:
+        with quiet():
+            return f"{ratio(make, x, peer(x), runs=1):.0f}"
+    except ImportError:
+        return "not installed"
+    except Exception as error:  # noqa: BLE001 - a peer may fail in any way; the table says that it did
+        return type(error).__name__
+
+
+def costs(peers: bool, runs: int) -> None:
+    image, digits = torch.randn(8, 3, 224, 224), torch.randn(1024, 1, 28, 28)
+    vector = torch.randn(512, 256)
+    rows = [
+        ("resnet50, 224, batch 8", tv.resnet50, image, closed_form, 1.25, runs),
+        ("vgg11, 224, batch 8", tv.vgg11, image, closed_form, 1.25, runs),
+        ("MLP of 400 layers, width 256, batch 512", partial(mlp, 400), vector, closed_form, 1.6, 3 * runs),
+        ('course model, batch 1024, measure="activation"', course, digits, behind_activation, 8, 5 * runs),
+    ]
+    print("| cost in plain forwards | lsuvcb | bound | lsuv | anyinit |\n|---|---|---|---|---|")
+    for name, make, x, init, bound, n in rows:
+        ours = ratio(make, x, init(x), n)
+        others = [attempt(make, x, peer) if peers else "-" for peer in (peer_lsuv, peer_anyinit)]
+        print(f"| {name} | {ours:.2f} | <= {bound} | {' | '.join(others)} |", flush=True)
+
+
+def growth(runs: int) -> None:
+    x = torch.randn(512, 256)
+    print("\n| layers (MLP, width 256, batch 512) | in plain forwards | ms per layer |\n|---|---|---|")
+    for depth in (25, 50, 100, 200, 400):
+        model = mlp(depth)
+        copies = [copy.deepcopy(model) for _ in range(runs + 1)]
+        init = closed_form(x)
+        init(copies.pop())
+        each = min(seconds(lambda m=m: init(m)) for m in copies) / depth
+        print(f"| {depth} | {ratio(partial(mlp, depth), x, init, runs):.2f} | {1e3 * each:.3f} |", flush=True)
+
+
+def orthonormal_step() -> None:
+    print("\n| orthonormal step (QR) | seconds |\n|---|---|")
+    for shape in ((512, 512, 3, 3), (4096, 4096), (4096, 9216)):
+        print(
+            f"| {'x'.join(map(str, shape))} | {seconds(lambda s=shape: orthonormal_(torch.empty(s))):.2f} |", flush=True
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fast", action="store_true", help="leave the peers and the orthonormal step out")
+    parser.add_argument("--runs", type=int, default=5, help="measurements of each row, of which the median counts")
+    args = parser.parse_args()
+    threads, cores = torch.get_num_threads(), os.cpu_count()
+    print(f"torch {torch.__version__}, {platform.machine()}, {cores} cores, {threads} threads\n")
+    costs(peers=not args.fast, runs=args.runs)
+    growth(args.runs)
+    if not args.fast:
+        orthonormal_step()
