@@ -130,7 +130,7 @@ class LSUVReport:
         count = Counter(layer.status for layer in self.layers)
         done, missed = count["scaled"] + count["unchanged"], count["not converged"]
         goal = f"std {number(self.std)}" + (f", mean {number(self.mean)}" if self.mean is not None else "")
-        already = f" ({count['unchanged']} already)" if count["unchanged"] else ""
+        already = f" ({count['unchanged']} already)" if count["unchanged"] and not missed else ""
         parts = [f"{done} of {done + missed} layers at {goal}{already}"]
         if missed:
             parts.append(f"{missed} not converged")
@@ -138,7 +138,8 @@ class LSUVReport:
             parts.append(f"worst error {self.worst_error:.1e}")
         if count["left alone"]:
             parts.append(f"{count['left alone']} left alone")
-        parts.append(f"{self.passes} pass{'es' * (self.passes > 1)}, {self.seconds:.2f} s")
+        seconds = f"{self.seconds:.2f}" if self.seconds < 10 else f"{self.seconds:.0f}"
+        parts.append(f"{self.passes} pass{'es' * (self.passes > 1)}, {seconds} s")
         return "LSUV: " + "; ".join(parts)
 
     def __str__(self) -> str:

@@ -46,7 +46,7 @@ def test_report_summary_counts_and_is_the_first_line():
     )  # fmt: skip
     first = str(text).splitlines()[0]
     assert first == text.summary()
-    assert "2 of 3 layers at std 1 (1 already)" in first
+    assert "2 of 3 layers at std 1;" in first
     assert "1 not converged" in first
     assert "2 left alone" in first
     assert "3 passes, 0.25 s" in first
