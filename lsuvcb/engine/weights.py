@@ -201,8 +201,8 @@ class Weights:
         """Remember that `result` (or each tensor in it) is `replay` of what `parent` is."""
         for item in tensors_of(result):
             if isinstance(parent, Source):
-                part = parent.part or (part and item.numel() < parent.weight.tensor.numel())
-                self.tag(item, Source(parent.weight, lambda v: replay(parent.replay(v)), part))
+                taken = parent.part or (part and not _is_all_of(item, parent.weight.tensor))
+                self.tag(item, Source(parent.weight, lambda v: replay(parent.replay(v)), taken))
             else:
                 self.tag(item, parent)
 
@@ -249,6 +249,12 @@ class Weights:
         met = set(map(id, self.met))
         yield from self.met
         yield from (w for w in self.all if id(w) not in met)
+
+
+def _is_all_of(view: Tensor, tensor: Tensor) -> bool:
+    """w[:] and w[None] are the whole weight; rows gathered by an index are not, however many."""
+    same_memory = view._is_view() and view.numel() == tensor.numel()
+    return same_memory and view.is_set_to(tensor.detach().view_as(view))
 
 
 def _trainable(tensor: Reparametrized) -> bool:
