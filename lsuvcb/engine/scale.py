@@ -178,11 +178,11 @@ class Scale(Follow):
         tol = self.target.tolerance(weight.tensor.dtype, output_tensor(output).dtype)
         solved = solve_block(block, args, kwargs, start, bias, self.target, tol, self.group)
         best = solved.best
+        if not math.isfinite(best.std + best.mean):
+            raise LSUVError(f"layer {weight} gave non-finite output on this batch, whatever its scale.")
         if not best.std > 0:
             weight.note(CONSTANT)
             return False
-        if not math.isfinite(best.std + best.mean):
-            raise LSUVError(f"block {weight} gave non-finite output on this batch.")
         reason = "" if solved.converged else missed(best, solved.iterations)
         found = Moments(best.mean, best.std, 0.0, 0)
         self.solutions[weight] = Solution(

@@ -1,0 +1,283 @@
+"""measure="activation": the course's own loop as a slow reference, and what each kind of activation makes of it."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lsuvcb import LSUVError, NotConvergedWarning, lsuv_
+from lsuvcb.nets import ConvLayer, GeneralRelu, get_model
+
+ACT = partial(GeneralRelu, leak=0.1, sub=0.4)
+
+
+def course_loop(model: nn.Module, xb: torch.Tensor, tol: float, most: int = 200) -> None:
+    """The lesson's: for each pair in order, the activation's mean goes off the bias and its std divides the weight."""
+    acts = [m for m in model.modules() if isinstance(m, GeneralRelu)]
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    for act, conv in zip(acts, convs, strict=False):  # the last conv has no activation
+        found = {}
+        handle = act.register_forward_hook(lambda m, i, o, f=found: f.update(mean=o.mean(), std=o.std()))
+        with torch.no_grad():
+            for _ in range(most):
+                model(xb)
+                if abs(found["mean"]) < tol and abs(found["std"] - 1) < tol:
+                    break
+                conv.bias -= found["mean"]
+                conv.weight /= found["std"]
+            else:
+                raise AssertionError("the reference did not converge")
+        handle.remove()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_activation_measure_equals_the_course_s_loop(seed):
+    torch.manual_seed(seed)
+    ours, xb = get_model(ACT), torch.randn(256, 1, 28, 28)
+    theirs = copy.deepcopy(ours)
+    course_loop(theirs, xb, tol=1e-5)
+    lsuv_(ours, xb, measure="activation", mean=0.0, orthonormal=False, tol=1e-5)
+    names = [name for name, _ in ours.named_parameters()][:8]  # four pairs of weight and bias
+    for name in names:
+        a, b = ours.get_parameter(name), theirs.get_parameter(name)
+        assert (a - b).abs().max() <= 2e-3 * b.abs().max(), name
+
+
+def outputs_of(model: nn.Module, x: torch.Tensor, kind: type[nn.Module]) -> list[tuple[float, float]]:
+    found: list[tuple[float, float]] = []
+    handles = [
+        m.register_forward_hook(lambda m, i, o: found.append((o.std(correction=0).item(), o.mean().item())))
+        for m in model.modules()
+        if isinstance(m, kind)
+    ]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+REACHABLE = {
+    "ReLU": (nn.ReLU, 1.0, None),
+    "ReLU in place": (partial(nn.ReLU, inplace=True), 1.0, 0.5),
+    "LeakyReLU": (partial(nn.LeakyReLU, 0.2), 1.0, 0.0),
+    "GELU": (nn.GELU, 1.0, 0.4),
+    "SiLU": (nn.SiLU, 2.0, None),
+    "Tanh": (nn.Tanh, 0.5, 0.0),
+    "Sigmoid": (nn.Sigmoid, 0.2, 0.5),
+    "Softplus": (nn.Softplus, 1.0, None),
+    "PReLU": (partial(nn.PReLU, 48), 1.0, 0.0),
+    "GeneralRelu": (ACT, 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("orthonormal", [False, True])
+@pytest.mark.parametrize("name", REACHABLE)
+def test_activation_output_reaches_its_target(name, orthonormal):
+    make, std, mean = REACHABLE[name]
+    model = nn.Sequential(nn.Linear(32, 48), make(), nn.Linear(48, 48), make())
+    x = torch.randn(2048, 32)
+    report = lsuv_(model, x, measure="activation", std=std, mean=mean, orthonormal=orthonormal)
+    assert [row.status for row in report.layers] == ["scaled", "scaled"]
+    for found_std, found_mean in outputs_of(model, x, type(model[1])):
+        assert found_std == pytest.approx(std, abs=1e-3 * std)
+        assert mean is None or found_mean == pytest.approx(mean, abs=1e-3 * std)
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x):
+        x = torch.tanh(self.a(x).view(-1, 4, 4))  # a view lies between
+        gate = torch.sigmoid(self.b(x.flatten(1)))
+        kept = self.c(x.flatten(1))
+        y = kept * gate  # c goes into a product, not an activation
+        y += self.d(y)
+        return F.relu(y)
+
+
+def test_activation_functions_are_seen_and_gates_are_measured_at_the_layer():
+    model, x = Functional(), torch.randn(512, 16)
+    report = lsuv_(model, x, measure="activation", std=0.4, orthonormal=False)
+    rows = {row.name: row for row in report.layers}
+    assert [rows[n].reason for n in "ab"] == ["", ""]
+    assert rows["c"].reason == "measured at the layer: its output goes to mul"
+    assert rows["d"].reason == "measured at the layer: its output goes to add_"
+    with torch.no_grad():
+        tanh = torch.tanh(model.a(x))
+        assert tanh.std(correction=0).item() == pytest.approx(0.4, abs=4e-4)
+        assert torch.sigmoid(model.b(tanh)).std(correction=0).item() == pytest.approx(0.4, abs=4e-4)
+        assert model.c(tanh).std(correction=0).item() == pytest.approx(0.4, abs=4e-4)
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x):
+        return torch.sigmoid(1.702 * x) * x
+
+
+def test_activations_argument_makes_a_module_of_one_s_own_count():
+    model, x = nn.Sequential(nn.Linear(8, 32), QuickGELU()), torch.randn(1024, 8)
+    plain = lsuv_(copy.deepcopy(model), x, measure="activation")
+    assert plain.layers[0].reason == "measured at the layer: its output goes to mul"
+    report = lsuv_(model, x, measure="activation", activations=QuickGELU)
+    assert report.layers[0].reason == ""
+    assert outputs_of(model, x, QuickGELU)[0][0] == pytest.approx(1, abs=1e-3)
+
+
+def test_activations_argument_that_is_no_activation_is_an_error():
+    with pytest.raises(TypeError, match=r"`activations` takes module types, modules and torch functions, got 3"):
+        lsuv_(nn.Linear(2, 2), torch.randn(8, 2), measure="activation", activations=[3])
+
+
+def test_activation_other_consumers_see_the_corrected_output():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(16, 4)
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.b(torch.cat([torch.relu(y), y], dim=1))
+
+    model, x = Both(), torch.randn(512, 8)
+    lsuv_(model, x, measure="activation", mean=0.5, orthonormal=False)
+    with torch.no_grad():
+        assert model(x).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_activation_mean_out_of_reach_keeps_the_best_try_and_warns():
+    model, x = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)), torch.randn(1024, 16)
+    start = outputs_of(model, x, nn.ReLU)[0]
+    with pytest.warns(
+        NotConvergedWarning, match=r"1 of 2 layers is outside std 1, mean 0 \+/- 0.001: '0' \(Linear\)"
+    ) as w:
+        report = lsuv_(model, x, measure="activation", mean=0.0, orthonormal=False)
+    assert "an activation with outputs in [0, inf] has no mean of 0" in str(w[0].message)
+    assert "Use `mean=None`, or an activation such as GeneralRelu(sub=0.4)" in str(w[0].message)
+    assert report.layers[0].status == "not converged"
+    assert not report.converged
+    end = outputs_of(model, x, nn.ReLU)[0]
+    assert max(abs(end[0] - 1), abs(end[1])) <= max(abs(start[0] - 1), abs(start[1]))
+    assert report.layers[0].iterations <= 20
+
+
+def test_activation_std_out_of_reach_does_not_saturate_and_warns():
+    model, x = nn.Sequential(nn.Linear(16, 64), nn.Tanh()), torch.randn(1024, 16)
+    with pytest.warns(NotConvergedWarning, match=r"an activation with outputs in \[-1, 1\] has no std of 1") as w:
+        lsuv_(model, x, measure="activation", orthonormal=False)
+    assert 'Use a smaller `std`, or `measure="layer"`' in str(w[0].message)
+    with torch.no_grad():
+        assert model[0](x).std() < 1.5
+
+
+def test_activation_dead_relu_without_a_bias_to_move_is_left_alone():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+    nn.init.constant_(model[0].bias, -100)
+    report = lsuv_(model, torch.randn(64, 4), measure="activation", orthonormal=False, verify=False)
+    assert report.layers[0].reason == "constant output of its activation: no scale gives it a spread"
+
+
+def test_activation_dead_relu_comes_to_life_by_its_bias():
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.randn(512, 4)
+    nn.init.constant_(model[0].bias, -100)
+    lsuv_(model, x, measure="activation", mean=0.5, orthonormal=False)
+    assert outputs_of(model, x, nn.ReLU)[0] == pytest.approx((1, 0.5), abs=1e-3)
+
+
+def test_activation_within_tol_already_is_not_touched():
+    torch.manual_seed(1)
+    model, x = get_model(ACT), torch.randn(256, 1, 28, 28)
+    lsuv_(model, x, measure="activation", mean=0.0, orthonormal=False)
+    before = copy.deepcopy(model.state_dict())
+    report = lsuv_(model, x, measure="activation", mean=0.0, orthonormal=False)
+    assert {row.status for row in report.layers} == {"unchanged"}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_activation_module_with_dropout_inside_is_measured_at_the_layer():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return F.dropout(F.relu(x), 0.5, training=True)
+
+    model = nn.Sequential(nn.Linear(8, 16), Noisy())
+    state = torch.get_rng_state()
+    report = lsuv_(model, torch.randn(256, 8), measure="activation", orthonormal=False)
+    assert report.layers[0].reason == "measured at the layer: Noisy is not elementwise"
+    assert not torch.equal(state, torch.get_rng_state())  # the batch was drawn after it
+    state = torch.get_rng_state()
+    lsuv_(model, torch.ones(256, 8) * torch.arange(256)[:, None] / 256, measure="activation", orthonormal=False)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# Blocks
+
+
+@pytest.mark.parametrize(("orthonormal", "mean"), [(False, 0.0), (True, 0.0), (False, None)])
+def test_block_conv_layers_reach_their_target(orthonormal, mean, undisturbed):
+    torch.manual_seed(0)
+    model = nn.Sequential(ConvLayer(1, 8, 5), ConvLayer(8, 16), ConvLayer(16, 32), nn.Flatten(), nn.Linear(512, 10))
+    x = torch.rand(128, 1, 28, 28)
+    bias = [layer.bias.item() for layer in model[:3]]
+    report = lsuv_(model, x, layers=ConvLayer, mean=mean, orthonormal=orthonormal)
+    rows = [row for row in report.layers if row.status == "scaled"]
+    assert [(row.name, row.kind) for row in rows] == [("0", "ConvLayer"), ("1", "ConvLayer"), ("2", "ConvLayer")]
+    for std, found_mean in outputs_of(model, x, ConvLayer):
+        assert std == pytest.approx(1, abs=1e-3)
+        assert mean is None or found_mean == pytest.approx(mean, abs=1e-3)
+    if mean is None:
+        assert [layer.bias.item() for layer in model[:3]] == bias
+
+
+class FloatBias(nn.Module):
+    """A matrix and a number, as in the course's first lessons."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(n_out, n_in) * 0.02), 0.3
+
+    def forward(self, x):
+        return torch.relu(x @ self.weight.T) - 0.5 + self.bias
+
+
+def test_block_with_a_float_bias_reaches_its_target():
+    model, x = nn.Sequential(FloatBias(16, 64), FloatBias(64, 64)), torch.randn(512, 16)
+    lsuv_(model, x, layers=FloatBias, mean=0.0, orthonormal=False)
+    assert isinstance(model[0].bias, float)
+    for found in outputs_of(model, x, FloatBias):
+        assert found == pytest.approx((1, 0), abs=1e-3)
+
+
+@pytest.mark.parametrize("calls", [1, 3, 8, 20])
+def test_block_interrupted_while_it_runs_is_as_before(calls, undisturbed):
+    class Stops(FloatBias):
+        seen = 0
+
+        def forward(self, x):
+            type(self).seen += 1
+            if type(self).seen == calls:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    model, x = nn.Sequential(Stops(16, 64), Stops(64, 64)), torch.randn(256, 16)
+    with undisturbed(model, weights=True), pytest.raises(KeyboardInterrupt):
+        lsuv_(model, x, layers=Stops, mean=0.0)
+    assert [layer.bias for layer in model] == [0.3, 0.3]
+
+
+def test_block_that_gives_nan_is_an_error_and_as_before():
+    class Broken(FloatBias):
+        def forward(self, x):
+            return super().forward(x) / 0 * 0
+
+    model = nn.Sequential(Broken(4, 4))
+    weight = model[0].weight.detach().clone()
+    with pytest.raises(LSUVError, match=r"'0' \(Broken 4x4\) gave non-finite output"):
+        lsuv_(model, torch.randn(16, 4), layers=Broken, orthonormal=False)
+    assert torch.equal(model[0].weight, weight)
