@@ -100,7 +100,7 @@ def _in_process(loader: Any) -> Any:
         return loader
     clone = copy.copy(loader)
     # not by setattr: a DataLoader refuses some of these once it is made
-    vars(clone).update(num_workers=0, prefetch_factor=None, timeout=0, persistent_workers=False, _iterator=None)
+    vars(clone).update(num_workers=0, prefetch_factor=None, timeout=0, persistent_workers=False)
     vars(clone)["_DataLoader__multiprocessing_context"] = None
     return clone
 

@@ -34,9 +34,6 @@ class _Watch:
         self.hook.calls += 1
         return self.f(self.hook, module, inputs, output)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return _nothing
-
     def __reduce__(self) -> Any:
         return (_no_hook, ())
 

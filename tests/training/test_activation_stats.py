@@ -56,6 +56,7 @@ def test_sample_is_about_as_large_as_asked_and_misses_no_channel_or_position(n, 
     x = torch.arange(n * c * h).view(n, c, h)
     found = sample_of(x, size)
     assert len(found) == len(set(found.tolist()))
+    assert len(found) <= 2 * size
     assert min(size, x.numel()) // 2 <= len(found) or x.numel() < 4 * size
     if len(found) >= c * h:
         assert {v % (c * h) for v in found.tolist()} == set(range(c * h))

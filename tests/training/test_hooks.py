@@ -87,11 +87,14 @@ def test_hooks_on_something_that_is_no_module_leave_none_behind():
 
 
 def test_model_copied_or_pickled_while_hooked_takes_no_hook_along():
-    model = line(3.0)
-    with Hook(model, keep) as hook:
+    model, seen = line(3.0), []
+    with Hook(model, lambda hook, m, i, o: seen.append(o)) as hook:
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert twin(torch.ones(1, 1)).item() == 3.0
+        assert seen == []
         assert hook.calls == 0
+        model(torch.ones(1, 1))
+    assert len(seen) == 1
 
 
 def shapes(hook, module, inputs, output):

@@ -185,7 +185,7 @@ def test_learner_is_restored_before_the_next_callback_sees_it(capsys):
         order = LSUVCallback.order + 1
 
         def before_fit(self, learn):
-            self.seen = [name for name in names if name in vars(learn)]
+            self.seen = {name: vars(learn)[name] for name in names if name in vars(learn)}
             self.modes = [m.training for m in learn.model.modules()]
             self.buffers = {k: v.clone() for k, v in learn.model.named_buffers()}
 
@@ -195,9 +195,13 @@ def test_learner_is_restored_before_the_next_callback_sees_it(capsys):
     buffers = {k: v.clone() for k, v in model.named_buffers()}
     learn = learner([LSUVCallback(), look], rows_dls(), model)
     learn.fit(1)
-    assert look.seen == []
+    assert look.seen == {}
     assert look.modes == modes
     assert all(torch.equal(v, buffers[k]) for k, v in look.buffers.items())
+    learn.cbs[1] = LSUVCallback(force=True, orthonormal=False)
+    learn.batch = learn.preds = "of the fit before"
+    learn.fit(1)
+    assert look.seen["batch"] == look.seen["preds"] == "of the fit before"
 
 
 def test_before_batch_is_fired_once_and_nothing_else(capsys):
@@ -235,9 +239,12 @@ def test_batch_that_is_named_is_used_as_it_is_and_stays_so(capsys):
     learner([cb, BatchTransformCB(spoil)], rows_dls(), relu_net()).fit(1, valid=False)
     assert cb.report.input_mean == pytest.approx(2 * x.mean().item(), rel=1e-5)
     assert torch.equal(x, kept)
-    cb = LSUVCallback(batch=x)
-    learner([cb], rows_dls(), relu_net()).fit(1)
-    assert cb.report.input_mean == pytest.approx(x.mean().item(), rel=1e-5)
+
+
+def test_batch_that_is_one_tensor_is_the_inputs(capsys):
+    x, model = torch.randn(64, 5), relu_net()
+    learner([LSUVCallback(batch=x)], rows_dls(), model).fit(1, valid=False, lr=0.0)
+    assert stds(model, x) == pytest.approx([1.0] * 7, abs=1e-3)
 
 
 def test_forward_of_the_user_wins_and_is_given_the_whole_batch(capsys):
