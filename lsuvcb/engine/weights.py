@@ -17,7 +17,7 @@ from .blocks import Block, is_block
 from .errors import LSUVError
 from .ranks import fully_sharded, whole
 from .reparametrized import Reparametrized, reparametrized
-from .select import Selector, module_paths, select_modules
+from .select import Selector, module_paths, select_modules, unwrap
 
 _SOURCE = "_lsuvcb_source"  # an attribute on tensors that a pass derives from a weight; it dies with the tensor
 
@@ -271,12 +271,12 @@ def _place(tensor: Tensor) -> tuple[Any, ...] | None:
 
 def refuse(model: nn.Module) -> None:
     """LSUVError for a model that cannot be initialised at all: values that do not exist, code that cannot be seen."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise LSUVError(
+            f"{type(unwrap(model)).__name__} is wrapped in FullyShardedDataParallel, which flattens its weights. Call lsuv_ "
+            "before wrapping, or shard the model with torch.distributed.fsdp.fully_shard."
+        )
     for path, module in module_paths(model).items():
-        if type(module).__name__ == "FullyShardedDataParallel":
-            raise LSUVError(
-                f"{path or 'the model'!r} is wrapped in FullyShardedDataParallel, which flattens its weights. Call lsuv_ before "
-                "wrapping, or shard the model with torch.distributed.fsdp.fully_shard."
-            )
         if isinstance(module, torch.jit.ScriptModule):
             raise LSUVError(
                 f"{path or 'the model'!r} ({type(module).__name__}) is a ScriptModule, whose ops cannot be seen from Python. "

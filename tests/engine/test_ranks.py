@@ -1,0 +1,77 @@
+"""Two processes on gloo: afterwards all hold equal bits, and the scales are those of the whole batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import two_ranks
+
+from lsuvcb import LSUVError, lsuv_
+
+CASES = [(variant, kind) for variant in two_ranks.VARIANTS for kind in two_ranks.MODELS]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of the two ranks found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    program = Path(two_ranks.__file__)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program), str(folder)],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(two_ranks.WORLD)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_ranks_hold_equal_bits_afterwards(ranks, case):
+    first, second = (rank[case]["state"] for rank in ranks)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(rank[case]["converged"] for rank in ranks)
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_ranks_scale_for_the_whole_batch(ranks, case):
+    variant, _ = case
+    alone = two_ranks.net()
+    torch.manual_seed(3)
+    lsuv_(alone, two_ranks.batch(), **two_ranks.VARIANTS[variant])
+    for name, value in alone.state_dict().items():
+        assert torch.allclose(ranks[0][case]["state"][name], value, rtol=1e-4, atol=2e-5), name
+    with torch.no_grad():
+        whole = alone(two_ranks.batch())
+    together = torch.cat([rank[case]["output"] for rank in ranks])
+    assert torch.allclose(together, whole, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_ranks_have_no_gradients_and_only_the_first_generator_moved(ranks, case):
+    variant, _ = case
+    assert all(grad is None for rank in ranks for grad in rank[case]["grads"])
+    assert [rank[case]["moved"] for rank in ranks] == [variant == "orthonormal", False]
+
+
+def test_one_rank_alone_does_not_wait_for_the_others(ranks):
+    assert ranks[0]["alone"]
+
+
+def test_nan_on_one_rank_is_an_error_on_all_and_keeps_the_weights(ranks):
+    for text, kept in (rank["nan"] for rank in ranks):
+        assert "gave non-finite output on this batch" in text
+        assert kept
+
+
+def test_fsdp1_is_an_error_with_advice():
+    class FullyShardedDataParallel(torch.nn.Module):  # the name is what tells: the real one needs a process group
+        def __init__(self):
+            super().__init__()
+            self._fsdp_wrapped_module = torch.nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self._fsdp_wrapped_module(x)
+
+    with pytest.raises(LSUVError, match=r"shard the model with torch.distributed.fsdp.fully_shard"):
+        lsuv_(FullyShardedDataParallel(), torch.randn(8, 2))

@@ -1,0 +1,95 @@
+"""What two gloo processes do in test_ranks.py: each runs LSUV on its half of the batch and writes down what it got."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from lsuvcb import LSUVError, lsuv_
+
+WORLD = 2
+VARIANTS: dict[str, dict[str, Any]] = {
+    "kept weights": {"orthonormal": False},
+    "orthonormal": {},
+    "behind the activation": {"measure": "activation", "mean": 0.2, "orthonormal": False},
+}
+MODELS = ("group", "DDP", "FSDP2")
+
+
+def batch() -> torch.Tensor:
+    """Samples of a scale that grows, so that the halves have stds of their own."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(64, 16, generator=generator) * torch.linspace(0.5, 2, 64)[:, None]
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 8))
+
+
+def wrapped(kind: str) -> tuple[nn.Module, dict[str, Any]]:
+    model = net()
+    if kind == "group":
+        return model, {"group": dist.group.WORLD}
+    if kind == "DDP":
+        return nn.parallel.DistributedDataParallel(model), {}
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for layer in (model[0], model[2], model[4]):
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh), {}
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    state = {name.removeprefix("module."): value for name, value in model.state_dict().items()}
+    return {name: (v.full_tensor() if hasattr(v, "full_tensor") else v).detach().clone() for name, v in state.items()}
+
+
+def one_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    torch.set_num_threads(1)
+    half, found = batch().chunk(WORLD)[rank].contiguous(), {}
+    for variant, options in VARIANTS.items():
+        for kind in MODELS:
+            model, group = wrapped(kind)
+            torch.manual_seed(3 if rank == 0 else 17)  # the draws follow the first rank's generator
+            rng = torch.get_rng_state()
+            report = lsuv_(model, half, **group, **options)
+            moved = not torch.equal(rng, torch.get_rng_state())
+            with torch.no_grad():  # a stale copy of FSDP2's gathered weights would show here
+                output = model(half)
+            found[variant, kind] = {
+                "state": state_of(model), "converged": report.converged, "moved": moved, "output": output,
+                "grads": [p.grad for p in model.parameters()],
+            }  # fmt: skip
+    found["nan"] = nan_on_one_rank(rank, half)
+    if rank == 0:  # no other rank takes part: without a group this must not wait for it
+        found["alone"] = lsuv_(net(), half).converged
+    dist.barrier()
+    torch.save(found, os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def nan_on_one_rank(rank: int, half: torch.Tensor) -> tuple[str, bool]:
+    """Every rank raises, and keeps its weights, where one rank's batch is broken."""
+    model = net()
+    before = state_of(model)
+    spoilt = half * float("nan") if rank == 1 else half
+    try:
+        lsuv_(model, spoilt, group=dist.group.WORLD)
+        return "nothing raised", False
+    except LSUVError as error:
+        after = state_of(model)
+        return str(error), all(torch.equal(before[name], after[name]) for name in before)
+
+
+if __name__ == "__main__":
+    mp.spawn(one_rank, (sys.argv[1],), nprocs=WORLD)
