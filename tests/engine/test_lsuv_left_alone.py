@@ -110,6 +110,19 @@ def test_lsuv_constant_output_is_left_alone(orthonormal):
 
 
 @BOTH
+@pytest.mark.parametrize("verify", [True, False])
+def test_lsuv_constant_layer_hands_on_what_it_gives(verify, orthonormal):
+    # c sees b(x) plus one number in each feature: another number would give it another std
+    net = Net(
+        lambda net, x: net.c(net.a(x * 0 + 3) + net.b(x)),
+        a=nn.Linear(6, 1), b=nn.Linear(6, 5), c=nn.Linear(5, 4),
+    )  # fmt: skip
+    nn.init.constant_(net.a.weight, 0.5)
+    left_alone(net, "a.weight", orthonormal=orthonormal, verify=verify)
+    assert probed(net, X)["c"][0].std == pytest.approx(1, abs=1e-3)
+
+
+@BOTH
 def test_lsuv_dead_layer_is_left_alone(orthonormal):
     net = Net(lambda net, x: net.b(F.relu(-x.abs())) + net.a(x), a=nn.Linear(6, 8), b=nn.Linear(6, 8, bias=False))
     (reason,) = left_alone(net, "b.weight", orthonormal=orthonormal)

@@ -256,6 +256,30 @@ def test_lsuv_scaled_bias_inside_addmm_is_right_or_left_alone():
     assert std == pytest.approx(1, abs=1e-3) if row.status == "scaled" else "beta" in row.reason
 
 
+LATER = {
+    "by a reduction": lambda net, y: y * net.w.square().sum(),
+    "by a product": lambda net, y: y * net.w[0],
+    "by a look-up": lambda net, y: y + F.embedding(torch.zeros(len(y), dtype=torch.long), net.w.T.reshape(-1, O)),
+    "in a list": lambda net, y: torch.cat([y, net.w])[: len(y)] + torch.stack([net.w, net.w]).sum(),
+    "by keyword": lambda net, y: torch.mul(input=y, other=net.w[0]),
+    "of its bias": lambda net, y: y * net.b,
+}
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("orthonormal", [True, False])
+@pytest.mark.parametrize("use", LATER)
+def test_lsuv_solved_weight_used_later_by_another_op_has_its_new_values(use, orthonormal, verify):
+    def run(net, x):
+        y = taken(F.linear(x, net.w.T, net.b))
+        return taken(net.a(LATER[use](net, y)))
+
+    net = Net(run, w=W.clone() * 3, b=B.clone(), a=nn.Linear(O, 3))
+    report = lsuv_(net, X, orthonormal=orthonormal, mean=0.7, verify=verify)
+    assert {r.name for r in report.layers if r.status == "scaled"} == {"w", "a"}
+    assert std_of(net, X) == pytest.approx([1, 1], abs=1e-3)
+
+
 def test_lsuv_hook_that_replaces_the_output_is_not_in_the_way():
     net = nn.Sequential(nn.Linear(I, O), nn.Linear(O, 3))
     net[0].register_forward_hook(lambda module, args, output: taken(output) * 7)
