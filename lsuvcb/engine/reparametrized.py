@@ -60,8 +60,8 @@ class Reparametrized:
                 for original, memory, saved in before:
                     original.data = memory  # an assignment may have put other memory under it
                     original.copy_(saved)
-        largest = values.abs().max()
-        return given if back.shape == values.shape and bool((back - values).abs().max() <= 1e-3 * largest) else None
+        largest, rounding = values.abs().max(), max(1e-3, 4 * torch.finfo(values.dtype).eps)
+        return given if back.shape == values.shape and bool((back - values).abs().max() <= rounding * largest) else None
 
 
 def reparametrized(module: nn.Module) -> Iterator[Reparametrized]:

@@ -1,0 +1,166 @@
+"""Nets that nobody thought of: built from a random plan, each must come out at its target, or named, and undisturbed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from probe import forwards, probe, report_name
+from torch import nn
+
+from lsuvcb import NoLayersError, lsuv_
+
+WIDTH = 8
+LEAVES = (
+    "linear", "linear without bias", "bare", "bare transposed", "relu", "tanh", "gelu", "leaky in place", "dropout",
+    "layer norm", "batch norm", "zero", "frozen", "shared", "weight norm", "scaled by a parameter",
+)  # fmt: skip
+leaves = st.sampled_from(LEAVES)
+plans = st.recursive(
+    st.lists(leaves, min_size=1, max_size=5),
+    lambda inner: st.lists(
+        st.one_of(leaves, st.tuples(st.sampled_from(("residual", "branches", "gate")), inner, inner)),
+        min_size=1,
+        max_size=4,
+    ),
+    max_leaves=8,
+)
+
+
+class Bare(nn.Module):
+    """A matrix and `@`; transposed, it is used through a view."""
+
+    def __init__(self, transposed: bool):
+        super().__init__()
+        self.matrix, self.transposed = nn.Parameter(torch.randn(WIDTH, WIDTH) / 3), transposed
+
+    def forward(self, x):
+        return x @ (self.matrix.T if self.transposed else self.matrix)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(1, WIDTH) + 0.5)
+
+    def forward(self, x):
+        return x * self.gamma
+
+
+class Joined(nn.Module):
+    """Two branches over one input: added, multiplied, or side by side through a matrix."""
+
+    def __init__(self, how: str, a: nn.Module, b: nn.Module):
+        super().__init__()
+        self.how, self.a, self.b = how, a, b
+        self.mix = nn.Parameter(torch.randn(WIDTH, 2 * WIDTH) / 4) if how == "branches" else None
+
+    def forward(self, x):
+        if self.how == "residual":
+            y = self.a(x)
+            return y + x
+        if self.how == "gate":
+            return self.a(x) * torch.sigmoid(self.b(x))
+        return F.linear(torch.cat([self.a(x), self.b(x)], dim=1), self.mix)
+
+
+def build(plan: Any, shared: nn.Module) -> nn.Module:
+    if isinstance(plan, list):
+        return nn.Sequential(*(build(item, shared) for item in plan))
+    if isinstance(plan, tuple):
+        return Joined(plan[0], build(plan[1], shared), build(plan[2], shared))
+    if plan == "shared":
+        return shared
+    if plan == "weight norm":
+        return nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))
+    if plan in ("zero", "frozen"):
+        layer = nn.Linear(WIDTH, WIDTH)
+        nn.init.zeros_(layer.weight) if plan == "zero" else layer.requires_grad_(False)
+        return layer
+    return {
+        "linear": lambda: nn.Linear(WIDTH, WIDTH),
+        "linear without bias": lambda: nn.Linear(WIDTH, WIDTH, bias=False),
+        "bare": lambda: Bare(False),
+        "bare transposed": lambda: Bare(True),
+        "relu": nn.ReLU,
+        "tanh": nn.Tanh,
+        "gelu": nn.GELU,
+        "leaky in place": lambda: nn.LeakyReLU(0.1, inplace=True),
+        "dropout": lambda: nn.Dropout(0.3),
+        "layer norm": lambda: nn.LayerNorm(WIDTH),
+        "batch norm": lambda: nn.BatchNorm1d(WIDTH),
+        "scaled by a parameter": Scaled,
+    }[plan]()
+
+
+def net_of(plan: Any, seed: int, dtype: torch.dtype, training: bool) -> nn.Module:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), build(plan, nn.Linear(WIDTH, WIDTH)))
+    return model.to(dtype).train(training)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    plan=plans,
+    seed=st.integers(0, 2**16),
+    dtype=st.sampled_from((torch.float32, torch.float32, torch.float64, torch.bfloat16)),
+    training=st.booleans(),
+    orthonormal=st.booleans(),
+    stop=st.integers(1, 12),
+)
+def test_lsuv_random_net_holds_every_promise(undisturbed, plan, seed, dtype, training, orthonormal, stop):
+    model = net_of(plan, seed, dtype, training)
+    x = torch.randn(64, WIDTH).to(dtype)
+    interrupted_is_as_before(copy.deepcopy(model), x, orthonormal, stop)
+
+    rng = torch.get_rng_state()
+    with undisturbed(model, draws=orthonormal), forwards(model) as calls:
+        report = lsuv_(model, x, orthonormal=orthonormal, verify=False)
+    assert len(calls) == 1
+
+    torch.set_rng_state(rng)  # the same dropout as in the pass
+    clone = copy.deepcopy(model)
+    with torch.no_grad(), probe(clone) as seen:
+        clone(x)
+    tol = 3e-2 if dtype == torch.bfloat16 else 1e-3
+    rows = {row.name: row for row in report.layers}
+    for name, row in rows.items():
+        if row.status == "left alone":
+            assert row.reason
+        elif name in seen:  # a weight_norm's values lie in no parameter, and the probe cannot see them
+            assert abs(seen[name][0].std - 1) <= tol, (name, row, seen[name][0])
+    computed = {n.split(".parametrizations")[0] for n, _ in model.named_parameters() if ".parametrizations" in n}
+    matrices = {
+        report_name(model, n) for n, p in model.named_parameters() if p.ndim > 1 and ".parametrizations" not in n
+    }
+    assert matrices | computed <= rows.keys()
+
+
+def interrupted_is_as_before(model: nn.Module, x: torch.Tensor, orthonormal: bool, stop: int) -> None:
+    before, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    ran = []
+
+    def interrupt(module: nn.Module, args: Any) -> None:
+        ran.append(module)
+        if len(ran) == stop:
+            raise KeyboardInterrupt
+
+    for module in model.modules():
+        module.register_forward_pre_hook(interrupt)
+    try:
+        lsuv_(model, x, orthonormal=orthonormal)
+    except KeyboardInterrupt:
+        after = model.state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        assert torch.equal(rng, torch.get_rng_state())
+    torch.set_rng_state(rng)
+
+
+def test_lsuv_net_without_a_weight_at_work_says_so():
+    with pytest.raises(NoLayersError, match="no weight at work was found"):
+        lsuv_(nn.Sequential(Scaled(), nn.ReLU()), torch.randn(8, WIDTH))
