@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from .html import table_html
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -142,20 +144,26 @@ class LSUVReport:
         parts.append(f"{self.passes} pass{'es' * (self.passes > 1)}, {seconds} s")
         return "LSUV: " + "; ".join(parts)
 
+    @property
+    def _worked(self) -> list[LayerReport]:
+        return [r for r in self.layers if r.status != "left alone"]
+
+    def _notes(self) -> list[str]:
+        """What there is to say of layers at work, then why others were left alone, each reason once."""
+        said = [f"* {reason}: {_few(names)}" for reason, names in _by_reason(r for r in self._worked if r.reason)]
+        left = _by_reason(r for r in self.layers if r.status == "left alone")
+        return said + [f"{len(names)} left alone, {reason}: {_few(names)}" for reason, names in left]
+
     def __str__(self) -> str:
         lines = [self.summary()]
-        worked = [r for r in self.layers if r.status != "left alone"]
-        if worked:
-            head = ("layer", "kind", "std", "mean", "->", "std", "mean", "scale", "status")
-            lines += table([head, *map(_cells, worked)], left=(0, 1, 8))
-        for reason, names in _by_reason(r for r in worked if r.reason):
-            lines += wrapped("  ", f"* {reason}: {_few(names)}")
-        left = list(_by_reason(r for r in self.layers if r.status == "left alone"))
-        if left:
-            lines.append("left alone:")
-        for reason, names in left:
-            lines += wrapped("  ", f"{len(names)} {reason}: {_few(names)}")
+        if self._worked:
+            lines += table([_HEAD, *map(_cells, self._worked)], _FLUSH_LEFT)
+        for note in self._notes():
+            lines += wrapped("  ", note)
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return table_html(self.summary(), _HEAD, list(map(_cells, self._worked)), _FLUSH_LEFT, self._notes())
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values that json.dumps takes."""
@@ -172,6 +180,10 @@ class LSUVReport:
             raise ValueError("this report holds no measurements to plot; call `lsuv_` with verify=True.")
         names, before, after = zip(*((r.name, r.std_before, r.std_after) for r in shown), strict=True)
         return plot_stds(names, before, after, ax=ax)
+
+
+_HEAD = ("layer", "kind", "std", "mean", "->", "std", "mean", "scale", "status")
+_FLUSH_LEFT = (0, 1, 8)
 
 
 def _cells(r: LayerReport) -> tuple[str, ...]:
@@ -242,10 +254,14 @@ class Survey:
             return f"{span}: near unit variance; little to gain from lsuv_"
         return f"{span}: steady, but not unit variance; lsuv_ sets it to 1"
 
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [(r.name, r.kind[:20], number(r.std), number(r.mean)) for r in self.layers]
+
     def __str__(self) -> str:
-        rows = [("layer", "kind", "std", "mean")]
-        rows += [(r.name, r.kind[:20], number(r.std), number(r.mean)) for r in self.layers]
-        return "\n".join([f"Survey: {self.verdict}", *table(rows, left=(0, 1))])
+        return "\n".join([f"Survey: {self.verdict}", *table([_HEAD[:4], *self._rows()], left=(0, 1))])
+
+    def _repr_html_(self) -> str:
+        return table_html(f"Survey: {self.verdict}", _HEAD[:4], self._rows(), left=(0, 1))
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values that json.dumps takes."""

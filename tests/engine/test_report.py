@@ -126,9 +126,12 @@ def test_report_groups_what_was_left_alone_by_its_reason():
     text = str(
         report(scaled(), *(left(f"block.{i}.norm", "used by mul, no linear op") for i in range(6)), left("unused"))
     )
-    assert "left alone:" in text
-    assert "6 used by mul, no linear op: block.0.norm, block.1.norm, block.2.norm, block.3.norm and 2 more" in text
-    assert "1 not used in this pass: unused" in text
+    text = " ".join(text.split())  # a long line is wrapped
+    assert (
+        "6 left alone, used by mul, no linear op: block.0.norm, block.1.norm, block.2.norm, block.3.norm and 2 more"
+        in text
+    )
+    assert "1 left alone, not used in this pass: unused" in text
 
 
 def test_report_shows_the_reason_of_a_layer_at_work():
@@ -195,3 +198,11 @@ def test_report_plot_without_measurements_is_an_error_with_advice():
 
 def test_report_number_that_is_not_finite_is_shown():
     assert "nan" in str(report(scaled(std_before=math.nan)))
+
+
+def test_report_html_has_every_layer_and_escapes_names():
+    page = report(scaled("a<b"), left("c", reason="frozen"))._repr_html_()
+    assert "a&lt;b" in page
+    assert "<b>LSUV: 1 of 1 layers" in page
+    assert "<li>1 left alone, frozen: c</li>" in page
+    assert page.count("<tr>") == 2
