@@ -15,7 +15,6 @@ appears and handed on, so one forward does for any depth; layers come in executi
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from typing import Any, Literal
@@ -27,13 +26,11 @@ from torch import nn
 from .account import layer_reports, no_layers, warn_if_missed
 from .commit import Setting, Undo, changes_of, commit
 from .errors import InputScaleWarning, TrainedModelWarning
-from .follow import Activations
 from .measure import Measure
 from .ranks import agree, group_of
 from .report import LayerSurvey, LSUVReport, Survey
-from .run import Forward, Plan, Runner
+from .run import Forward, Runner, plan_of
 from .select import Selector, module_paths
-from .solve import Target
 from .undisturbed import undisturbed
 from .weights import Weights
 
@@ -112,9 +109,8 @@ def lsuv_(
     References:
         Mishkin & Matas, "All you need is a good init", ICLR 2016, arXiv:1511.06422, Algorithm 1.
     """
-    target = _checked(measure, std, mean, tol, max_iters)
-    group = group_of(model, group)
-    plan = Plan(target, layers, Activations(activations) if measure == "activation" else None, group)
+    plan = plan_of(measure, std, mean, tol, max_iters, layers, activations, group_of(model, group))
+    group = plan.group
     began = time.perf_counter()
     run = Runner(model, batch, forward, group)
     _warn_of_input(run)
@@ -178,20 +174,6 @@ def survey(model: nn.Module, batch: Any, *, layers: Selector | None = None, forw
     numbers = eye.read()
     rows = [LayerSurvey(w.name, w.kind, *numbers[w.name]) for w in found]
     return Survey(rows, run.input_std, run.input_mean)
-
-
-def _checked(measure: str, std: float, mean: float | None, tol: float, max_iters: int) -> Target:
-    """The target, from arguments that are in their ranges."""
-    if measure not in ("layer", "activation"):
-        raise ValueError(f"`measure` must be 'layer' or 'activation', got {measure!r}.")
-    for name, value in (("std", std), ("tol", tol)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"`{name}` must be > 0 and finite, got {value!r}.")
-    if mean is not None and not math.isfinite(mean):
-        raise ValueError(f"`mean` must be a finite number or None, got {mean!r}.")
-    if max_iters < 1:
-        raise ValueError(f"`max_iters` must be >= 1, got {max_iters!r}.")
-    return Target(float(std), None if mean is None else float(mean), float(tol), max_iters)
 
 
 def _draws(generator: torch.Generator | None, group: dist.ProcessGroup | None) -> torch.Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -100,6 +101,38 @@ class Plan:
     layers: Selector | None = None
     activations: Activations | None = None
     group: dist.ProcessGroup | None = None
+
+
+def plan_of(
+    measure: str = "layer",
+    std: float = 1.0,
+    mean: float | None = None,
+    tol: float = 1e-3,
+    max_iters: int = 20,
+    layers: Selector | None = None,
+    activations: Any = None,
+    group: dist.ProcessGroup | None = None,
+) -> Plan:
+    """The plan that these arguments of `lsuv_` ask for.
+
+    Raises:
+        ValueError, TypeError: one of them is out of its range or of the wrong kind.
+    """
+    if measure not in ("layer", "activation"):
+        raise ValueError(f"`measure` must be 'layer' or 'activation', got {measure!r}.")
+    if measure == "layer" and activations is not None:
+        raise ValueError(
+            '`activations` does nothing with measure="layer"; write measure="activation", or leave it out.'
+        )
+    for name, value in (("std", std), ("tol", tol)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be > 0 and finite, got {value!r}.")
+    if mean is not None and not math.isfinite(mean):
+        raise ValueError(f"`mean` must be a finite number or None, got {mean!r}.")
+    if max_iters < 1:
+        raise ValueError(f"`max_iters` must be >= 1, got {max_iters!r}.")
+    target = Target(float(std), None if mean is None else float(mean), float(tol), max_iters)
+    return Plan(target, layers, Activations(activations) if measure == "activation" else None, group)
 
 
 class Runner:

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from ..engine.errors import LSUVError
-from ..engine.lsuv import _checked as check_values
 from ..engine.lsuv import lsuv_
 from ..engine.once import is_done, mark_done
 from ..engine.report import LSUVReport
-from ..engine.run import fresh
+from ..engine.run import fresh, plan_of
 from ..engine.select import select_modules
 from ..engine.undisturbed import devices_of
 from .batches import drawn_here, empty_loader, rewound
@@ -78,7 +77,7 @@ class LSUVCallback(Callback):
             self._prepare(learn)
             self.report = lsuv_(learn.model, learn.batch, **{"forward": _predict(learn), **self.lsuv_args})
         mark_done(learn.model)
-        print(str(self.report).splitlines()[0])
+        print(self.report.summary())
 
     def _prepare(self, learn: Learner) -> None:
         """Have in `learn.batch` what training would have there at its first `predict`."""
@@ -113,7 +112,7 @@ def _check(given: dict[str, Any]) -> None:
             close = get_close_matches(name, ARGUMENTS, n=1, cutoff=0.4)
             advice = f"did you mean {close[0]!r}?" if close else f"`lsuv_` takes {', '.join(ARGUMENTS)}."
             raise TypeError(f"LSUVCallback has no argument {name!r}; {advice}")
-    check_values(**{name: given.get(name, _LSUV[name].default) for name in inspect.signature(check_values).parameters})
+    plan_of(**{name: value for name, value in given.items() if name in inspect.signature(plan_of).parameters})
     forward = given.get("forward")
     if forward is not None and not callable(forward):
         raise TypeError(f"`forward` must be a function of (model, batch), got {forward!r}.")

@@ -95,7 +95,7 @@ def attempt(make: Callable[[], nn.Module], x: torch.Tensor, peer: Callable[[torc
             return f"{ratio(make, x, peer(x), runs=1):.0f}"
     except ImportError:
         return "not installed"
-    except Exception as error:  # noqa: BLE001 - a peer may fail in any way; the table says that it did
+    except Exception as error:  # a peer may fail in any way; the table says that it did
         return type(error).__name__
 
 
@@ -123,7 +123,7 @@ def growth(runs: int) -> None:
         copies = [copy.deepcopy(model) for _ in range(runs + 1)]
         init = closed_form(x)
         init(copies.pop())
-        each = min(seconds(lambda m=m: init(m)) for m in copies) / depth
+        each = min(seconds(partial(init, m)) for m in copies) / depth
         print(f"| {depth} | {ratio(partial(mlp, depth), x, init, runs):.2f} | {1e3 * each:.3f} |", flush=True)
 
 
