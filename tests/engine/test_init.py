@@ -67,6 +67,7 @@ def test_orthonormal_draws_from_its_generator_alone():
 def test_orthonormal_without_generator_follows_the_global_seed():
     torch.manual_seed(4)
     first = orthonormal_(torch.empty(5, 3))
+    assert not torch.equal(first, orthonormal_(torch.empty(5, 3)))
     torch.manual_seed(4)
     assert torch.equal(first, orthonormal_(torch.empty(5, 3)))
 
