@@ -13,6 +13,12 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture
+def digits_data() -> None:
+    """The test needs scikit-learn's digits."""
+    required.need_package("digits")
+
+
+@pytest.fixture
 def fashion_mnist_data() -> None:
     """The test needs Fashion-MNIST's files."""
     required.need_data("fashion_mnist")

@@ -18,6 +18,7 @@ DATA = {"fashion_mnist": "FashionMNIST", "mnist": "MNIST"}
 PACKAGES = {
     "accelerate": "accelerate",
     "datasets": "datasets",
+    "digits": "sklearn",
     "fastai": "fastai",
     "lightning": "lightning",
     "nbs": "nbclient",

@@ -11,7 +11,7 @@ from torch import nn
 from lsuvcb import Callback
 from lsuvcb.__main__ import main, plain_net, run
 
-pytest.importorskip("sklearn")
+pytestmark = pytest.mark.usefixtures("digits_data")
 
 
 @pytest.mark.parametrize(("depth", "size", "sides"), [(20, 8, 4), (20, 28, 4), (3, 28, 7), (2, 4, 4)])
