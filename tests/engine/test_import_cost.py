@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from statistics import median
 
-import pytest
-
 import lsuvcb.engine
 
 PACKAGE = Path(lsuvcb.engine.__file__).parents[1]
@@ -64,7 +62,6 @@ def test_import_prints_no_warning():
     assert lines_about("lsuvcb") == lines_about("torch")
 
 
-@pytest.mark.slow
 def test_import_takes_at_most_115_percent_of_torch():
     ratios = [float(fresh(TIMED)[0]) for _ in range(5)]
     assert median(ratios) <= 1.15, ratios
