@@ -2,59 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
-from .blocks import Block
 from .errors import LSUVError
 from .ranks import local
 from .scale import Solution, Values
+from .undo import Change, Setting
 from .weights import Weight
-
-
-class Change(NamedTuple):
-    """What the commit does to one parameter: values <- scale * values + shift, begun from `start` if it is given."""
-
-    tensor: Tensor
-    scale: float = 1.0
-    shift: float = 0.0
-    start: Tensor | None = None
-
-
-class Setting(NamedTuple):
-    """A block's bias, to be set by way of the block."""
-
-    block: Block
-    value: Any
-
-
-class Undo:
-    """What it takes to leave no trace of a call that fails: values of weights, states of generators.
-
-    The copies lie in the host's memory, so that an accelerator never holds a second set of weights.
-    """
-
-    def __init__(self, generator: torch.Generator | None = None) -> None:
-        self._saved: list[tuple[Tensor, Tensor]] = []
-        self._settings: list[Setting] = []
-        self._generator = generator or torch.default_generator
-        self._state = self._generator.get_state()
-
-    def save(self, changes: Iterable[Change], settings: Iterable[Setting]) -> None:
-        self._saved += [(c.tensor, c.tensor.detach().to("cpu", copy=True)) for c in changes]
-        self._settings += [Setting(s.block, s.block.bias) for s in settings]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for tensor, values in self._saved:
-            tensor.copy_(values)
-        for block, bias in self._settings:
-            block.module.bias = bias
-        self._generator.set_state(self._state)
-        torch.clear_autocast_cache()
 
 
 @torch.no_grad()
@@ -66,9 +21,6 @@ def commit(changes: list[Change], settings: list[Setting]) -> None:
     scaled = [c for c in changes if c.scale != 1]
     if scaled:
         torch._foreach_mul_([c.tensor for c in scaled], [c.scale for c in scaled])
-    moved = [c for c in changes if c.shift != 0]
-    if moved:
-        torch._foreach_add_([c.tensor for c in moved], [c.shift for c in moved])
     for block, bias in settings:
         block.module.bias = bias
     # autocast keeps low-precision copies of weights and does not notice a change in place
@@ -91,7 +43,7 @@ def changes_of(
             continue
         if weight.computed is None:
             start = solution.start if solution.start is None else local(solution.start)
-            changes.append(Change(local(weight.tensor), scale, 0.0, start))
+            changes.append(Change(local(weight.tensor), scale, start))
         else:
             values_now = weight.tensor.detach() if solution.start is None else solution.start
             originals = weight.computed.originals_for(values_now * scale)
@@ -102,10 +54,17 @@ def changes_of(
     for bias, weight in biases.items():
         if weight not in solutions:
             continue
-        scale, shift = values[weight.name].scale, values[weight.name].shift
-        if solutions[weight].keeps_bias:
-            scale = 1.0
-        zeros = None if solutions[weight].start is None else torch.zeros_like(local(bias.tensor))
-        if (scale != 1 and not bias.zero) or shift != 0 or (zeros is not None and not bias.zero):
-            changes.append(Change(local(bias.tensor), scale, shift, zeros))
+        solution, found = solutions[weight], values[weight.name]
+        rescaled = solution.start is not None or (found.scale != 1 and not solution.keeps_bias)
+        if found.shift != 0 or (rescaled and not bias.zero):
+            old = local(bias.tensor)
+            changes.append(Change(old, start=_new_bias(old.detach(), solution, found)))
     return changes
+
+
+def _new_bias(bias: Tensor, solution: Solution, found: Values) -> Tensor:
+    """scale * b + shift, or b + shift where the solution keeps b; rounded once, since s * b may be large and t its opposite."""
+    wide = bias.to(torch.float32 if bias.device.type == "mps" else torch.float64)
+    if solution.start is not None:
+        wide = torch.zeros_like(wide)
+    return ((wide if solution.keeps_bias else wide * found.scale) + found.shift).to(bias.dtype)

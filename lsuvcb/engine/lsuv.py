@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .account import layer_reports, no_layers, warn_if_missed
-from .commit import Setting, Undo, changes_of, commit
+from .commit import changes_of, commit
 from .errors import InputScaleWarning, TrainedModelWarning
 from .measure import Measure
 from .ranks import agree, group_of
@@ -32,6 +32,7 @@ from .report import LayerSurvey, LSUVReport, Survey
 from .run import Forward, Runner, plan_of
 from .select import Selector, module_paths
 from .undisturbed import undisturbed
+from .undo import Setting, Undo
 from .weights import Weights
 
 

@@ -16,6 +16,8 @@ def group_of(model: nn.Module, group: dist.ProcessGroup | None) -> dist.ProcessG
     """
     if group is not None:
         return group
+    if not dist.is_available() or not dist.is_initialized():
+        return None
     for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             return module.process_group

@@ -168,6 +168,7 @@ class Runner:
     def watch(self, eye: AnyEye) -> AnyEye:
         """Run the model once under `eye`, without gradients; then put its state back to the snapshot."""
         self.passes += 1
+        self.snapshot.hide_gradients()
         try:
             with torch.no_grad(), eye:
                 self.forward(self.model, fresh(self.batch))

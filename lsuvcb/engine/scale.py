@@ -98,7 +98,7 @@ class Scale(Follow):
         self.biases: dict[Weight, Weight] = {}  # bias -> the weight whose solution it follows
         self.block_biases: dict[Weight, Any] = {}  # a block -> the bias that the commit gives it
         self._starts: dict[Weight, Tensor] = {}
-        self._before = ""
+        self._before: Weight | None = None
 
     def at_work(self, use: Use) -> Any:
         weight = use.weight
@@ -156,7 +156,7 @@ class Scale(Follow):
         self.solutions[weight] = solution
         if bias is not None and has_bias:
             self.biases[bias] = weight
-        self._before = str(weight)
+        self._before = weight
 
     def on_block(self, weight: Weight, args: Any, kwargs: Any, output: Any) -> Any:
         block = weight.block
@@ -189,7 +189,7 @@ class Scale(Follow):
             weight, found, best.scale, best.shift, tol, drawn, True, True, solved.iterations, reason, not solved.converged
         )  # fmt: skip
         self.block_biases[weight] = bias + best.shift if best.shift or drawn is not None else bias
-        self._before = str(weight)
+        self._before = weight
         return True
 
     def elsewhere(self, sources: list[Source], op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:

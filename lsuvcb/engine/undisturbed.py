@@ -56,8 +56,8 @@ def tensors_in(batch: Any) -> list[Tensor]:
 
 def devices_of(model: nn.Module, batch: Any = None) -> set[torch.device]:
     """Where the parameters and buffers of `model` and the tensors of `batch` live."""
-    state = [*model.parameters(), *model.buffers()]
-    return {t.device for t in [*state, *tensors_in(batch)]}
+    held = (t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+    return {t.device for t in (*held, *tensors_in(batch))}
 
 
 class Snapshot:
@@ -82,11 +82,20 @@ class Snapshot:
             if buffer in self._written:
                 self._written[buffer] = buffer.detach().clone()
 
+    def hide_gradients(self) -> None:
+        """Take the gradients off the parameters, where a forward's backward() would add to them, until `restore`."""
+        for p, grad, _ in self._grads:
+            if grad is not None:
+                p.grad = None
+
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back, in place: the same buffer objects hold the same values as before."""
         for module, training, buffers in self._modules:
-            module.training = training
+            if module.training is not training:
+                module.training = training
+            if buffers.keys() == module._buffers.keys() and not buffers:
+                continue
             if any(module._buffers.get(name) is not buffer for name, buffer in buffers.items()):
                 module._buffers.update(buffers)
             for name in module._buffers.keys() - buffers.keys():

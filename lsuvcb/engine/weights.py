@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .blocks import Block, is_block
 from .errors import LSUVError
-from .ranks import fully_sharded, whole
+from .ranks import fully_sharded, is_sharded, whole
 from .reparametrized import Reparametrized, reparametrized
-from .select import Selector, module_paths, select_modules, unwrap
+from .select import Selector, module_paths, select_modules
 
 _SOURCE = "_lsuvcb_source"  # an attribute on tensors that a pass derives from a weight; it dies with the tensor
 
@@ -60,8 +59,8 @@ class Weight:
 
     @property
     def kind(self) -> str:
-        kinds = type(self.module).__mro__
-        return kinds[parametrize.is_parametrized(self.module)].__name__  # a parametrized module has a class of its own
+        kinds = type(self.module).__mro__  # a parametrized module has a class of its own
+        return kinds["parametrizations" in self.module._modules].__name__
 
     def note(self, reason: str) -> None:
         """Leave it alone for this reason; the first one stands."""
@@ -118,7 +117,8 @@ class Weights:
         self._find_zeros()
 
     def _register(self, path: str, module: nn.Module) -> None:
-        computed = list(reparametrized(module))
+        may_compute = module._forward_pre_hooks or "parametrizations" in module._modules
+        computed = list(reparametrized(module)) if may_compute else []
         hidden = {id(original) for tensor in computed for original in tensor.originals}
         for name, parameter in module._parameters.items():
             if parameter is None or id(parameter) in hidden or ".parametrizations." in f".{path}":
@@ -179,7 +179,9 @@ class Weights:
 
     def _find_zeros(self) -> None:
         """Two reads from each device for the whole model: the first values of each tensor, then those that began with zeros."""
-        candidates = [w for w in self.all if w.tensor.numel() and not w.tensor.is_complex()]
+        candidates = [
+            w for w in self.all if w.tensor.numel() and not (w.tensor.is_complex() or _starts_alive(w.tensor))
+        ]
         for probe in (
             lambda t: whole(t.detach()).reshape(-1)[:64].any(),
             lambda t: whole(t.detach()).count_nonzero() > 0,
@@ -257,6 +259,11 @@ def _is_all_of(view: Tensor, tensor: Tensor) -> bool:
     return same_memory and view.is_set_to(tensor.detach().view_as(view))
 
 
+def _starts_alive(tensor: Tensor) -> bool:
+    """Is the first value, where it can be read without waiting, other than zero?"""
+    return tensor.device.type == "cpu" and not is_sharded(tensor) and tensor.detach()[(0,) * tensor.ndim].item() != 0
+
+
 def _trainable(tensor: Reparametrized) -> bool:
     return any(original.requires_grad for original in tensor.originals)
 
@@ -271,12 +278,12 @@ def _place(tensor: Tensor) -> tuple[Any, ...] | None:
 
 def refuse(model: nn.Module) -> None:
     """LSUVError for a model that cannot be initialised at all: values that do not exist, code that cannot be seen."""
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise LSUVError(
-            f"{type(unwrap(model)).__name__} is wrapped in FullyShardedDataParallel, which flattens its weights. Call lsuv_ "
-            "before wrapping, or shard the model with torch.distributed.fsdp.fully_shard."
-        )
-    for path, module in module_paths(model).items():
+    for path, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise LSUVError(
+                f"{path or 'the model'!r} is wrapped in FullyShardedDataParallel, which flattens its weights. Call lsuv_ "
+                "before wrapping, or shard the model with torch.distributed.fsdp.fully_shard."
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise LSUVError(
                 f"{path or 'the model'!r} ({type(module).__name__}) is a ScriptModule, whose ops cannot be seen from Python. "

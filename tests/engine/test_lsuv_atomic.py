@@ -17,6 +17,7 @@ from traces import bits, differences, rng, weights_of
 
 import lsuvcb.engine
 from lsuvcb.engine import InputScaleWarning, LSUVError, NotConvergedWarning, TrainedModelWarning, lsuv_, survey
+from lsuvcb.engine.undo import Change, Undo
 
 PACKAGE = str(Path(lsuvcb.engine.__file__).parent)
 ARGUMENTS = {
@@ -153,7 +154,7 @@ def _again(net: nn.Module, start: dict[str, bytes]) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("function", ["_foreach_copy_", "_foreach_mul_", "_foreach_add_"])
+@pytest.mark.parametrize("function", ["_foreach_copy_", "_foreach_mul_"])
 @pytest.mark.parametrize("where", ["before it", "half way", "after it"])
 def test_lsuv_stopped_in_the_commit_changes_nothing(function, where, monkeypatch, undisturbed):
     net, generator, x = lively(), torch.Generator().manual_seed(1), torch.randn(64, 6)
@@ -303,3 +304,17 @@ def test_lsuv_weight_seen_through_a_view_stays_whole_when_the_pass_fails(undistu
     net.fails = True
     with pytest.raises(ValueError, match="late"), undisturbed(net):
         lsuv_(net, x, orthonormal=False, verify=False)
+
+
+@pytest.mark.parametrize("scale", [1.7, 1 / 64, 1e10, 1.0000001])
+@pytest.mark.parametrize("stopped", ["before", "after"])
+def test_undo_of_a_large_scaled_weight_is_exact(scale, stopped):
+    weight = torch.randn(1 << 20) * torch.logspace(-44, 5, 1 << 20)
+    weight[:4] = torch.tensor([0.0, -0.0, 1e-45, -1e-40])
+    before, undo = bits(weight), Undo()
+    undo.save([Change(weight, scale)], [])
+    if stopped == "after":
+        torch._foreach_mul_([weight], [scale])
+        assert bits(weight) != before
+    undo.restore()
+    assert bits(weight) == before

@@ -1,0 +1,92 @@
+"""What it takes to leave no trace of a call that fails: values of weights, biases of blocks, states of generators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .blocks import Block
+
+
+class Change(NamedTuple):
+    """What the commit does to one parameter: values <- scale * values, begun from `start` if it is given."""
+
+    tensor: Tensor
+    scale: float = 1.0
+    start: Tensor | None = None
+
+
+class Setting(NamedTuple):
+    """A block's bias, to be set by way of the block."""
+
+    block: Block
+    value: Any
+
+
+_LARGE = 1 << 20  # values from which a weight that is only scaled is saved by its lowest bytes
+
+
+class Undo:
+    """Puts back, bit for bit, what a commit may have changed, wherever it was stopped."""
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self._saved: list[_Copy | _LowBytes] = []
+        self._settings: list[Setting] = []
+        self._generator = generator or torch.default_generator
+        self._state = self._generator.get_state()
+
+    def save(self, changes: Iterable[Change], settings: Iterable[Setting]) -> None:
+        self._saved += [_LowBytes(c) if _only_scaled(c) else _Copy(c.tensor) for c in changes]
+        self._settings += [Setting(s.block, s.block.bias) for s in settings]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for saved in self._saved:
+            saved.restore()
+        for block, bias in self._settings:
+            block.module.bias = bias
+        self._generator.set_state(self._state)
+        torch.clear_autocast_cache()
+
+
+class _Copy:
+    """A tensor's values, in the host's memory, so that an accelerator never holds a second set of weights."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.values = tensor, tensor.detach().to("cpu", copy=True)
+
+    def restore(self) -> None:
+        self.tensor.copy_(self.values)
+
+
+def _only_scaled(change: Change) -> bool:
+    tensor = change.tensor
+    plain = change.start is None and tensor.dtype == torch.float32
+    return plain and tensor.numel() >= _LARGE and tensor.is_contiguous() and 1 / 64 <= change.scale <= 2.0**64
+
+
+class _LowBytes:
+    """A quarter of a copy, for a large float32 weight that is only scaled: half the time and a quarter of the memory.
+
+    w' / s is within two units in the last place of w, so the lowest byte of w tells which of them it was. Below float32's
+    normal range, w' has lost at most 1 / s of such units, which s >= 1/64 keeps within the byte's reach.
+    """
+
+    def __init__(self, change: Change) -> None:
+        self.tensor, self.scale = change.tensor, change.scale
+        self.low = self._bytes(change.tensor).to("cpu")
+
+    @staticmethod
+    def _bytes(tensor: Tensor) -> Tensor:
+        return tensor.detach().view(torch.int32).to(torch.uint8)
+
+    def restore(self) -> None:
+        low = self.low.to(self.tensor.device)
+        if torch.equal(self._bytes(self.tensor), low):
+            return  # it was not scaled yet: no float32 scaled by anything but 1 keeps the lowest byte of a million values
+        near = (self.tensor.detach() / self.scale).view(torch.int32)
+        off = (low.to(torch.int32) - near + 128) % 256 - 128
+        self.tensor.copy_((near + off).view(torch.float32))
