@@ -26,7 +26,7 @@ class Setting(NamedTuple):
     value: Any
 
 
-_LARGE = 1 << 20  # values from which a weight that is only scaled is saved by its lowest bytes
+_LARGE = 1 << 14  # values from which a weight that is only scaled is saved by its lowest bytes
 
 
 class Undo:
@@ -65,7 +65,8 @@ class _Copy:
 def _only_scaled(change: Change) -> bool:
     tensor = change.tensor
     plain = change.start is None and tensor.dtype == torch.float32
-    return plain and tensor.numel() >= _LARGE and tensor.is_contiguous() and 1 / 64 <= change.scale <= 2.0**64
+    large = tensor.numel() >= _LARGE and tensor.is_contiguous() and not tensor.is_inference()
+    return plain and large and 1 / 64 <= change.scale <= 2.0**64
 
 
 class _LowBytes:
@@ -76,17 +77,12 @@ class _LowBytes:
     """
 
     def __init__(self, change: Change) -> None:
-        self.tensor, self.scale = change.tensor, change.scale
-        self.low = self._bytes(change.tensor).to("cpu")
-
-    @staticmethod
-    def _bytes(tensor: Tensor) -> Tensor:
-        return tensor.detach().view(torch.int32).to(torch.uint8)
+        self.tensor, self.scale, self.version = change.tensor, change.scale, change.tensor._version
+        self.low = change.tensor.detach().view(torch.int32).to(torch.uint8).to("cpu")
 
     def restore(self) -> None:
-        low = self.low.to(self.tensor.device)
-        if torch.equal(self._bytes(self.tensor), low):
-            return  # it was not scaled yet: no float32 scaled by anything but 1 keeps the lowest byte of a million values
+        if self.tensor._version == self.version:
+            return  # torch counts writes: it was not scaled yet
         near = (self.tensor.detach() / self.scale).view(torch.int32)
-        off = (low.to(torch.int32) - near + 128) % 256 - 128
+        off = (self.low.to(near.device).to(torch.int32) - near + 128) % 256 - 128
         self.tensor.copy_((near + off).view(torch.float32))

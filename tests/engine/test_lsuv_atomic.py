@@ -311,6 +311,7 @@ def test_lsuv_weight_seen_through_a_view_stays_whole_when_the_pass_fails(undistu
 def test_undo_of_a_large_scaled_weight_is_exact(scale, stopped):
     weight = torch.randn(1 << 20) * torch.logspace(-44, 5, 1 << 20)
     weight[:4] = torch.tensor([0.0, -0.0, 1e-45, -1e-40])
+    weight[1000:2000] = 1.0
     before, undo = bits(weight), Undo()
     undo.save([Change(weight, scale)], [])
     if stopped == "after":
