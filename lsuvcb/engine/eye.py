@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -210,9 +209,7 @@ def no_real_values(weight: Weight, output: Tensor) -> str:
     """Why values of this type have no std to scale; "" for real floating ones."""
     if is_sharded(output):
         return "its output is spread over ranks (tensor parallel)"
-    for what, tensor in (("its weight", weight.tensor), ("its output", output)):
-        if tensor.is_complex():
-            return f"{what} is complex ({tensor.dtype})"
-        if not torch.is_floating_point(tensor):
-            return f"{what} is of an integer type ({tensor.dtype})"
-    return ""
+    if weight.tensor.is_floating_point() and output.is_floating_point():
+        return ""
+    what, tensor = ("its output", output) if weight.tensor.is_floating_point() else ("its weight", weight.tensor)
+    return f"{what} is {'complex' if tensor.is_complex() else 'of an integer type'} ({tensor.dtype})"

@@ -19,7 +19,7 @@ _FAR = 100.0
 Number = Tensor | float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Moments:
     """Mean, population std (correction=0), largest magnitude and number of the values of a tensor.
 
@@ -42,6 +42,8 @@ class Moments:
 
 def flat(tensor: Tensor) -> Tensor:
     """All values of `tensor` as one dimension, without a copy wherever its memory is dense (channels_last included)."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)
     if torch.ops.aten.is_non_overlapping_and_dense(tensor):
         return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
     return tensor.reshape(-1)

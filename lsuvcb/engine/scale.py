@@ -41,7 +41,7 @@ class Values(NamedTuple):
         return math.isfinite(self.std) and math.isfinite(self.mean)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Solution:
     """What became of one weight W and its bias b.
 

@@ -27,11 +27,6 @@ class RNGState:
         self._python = random.getstate()
         self._numpy = numpy.random.get_state() if (numpy := sys.modules.get("numpy")) else None
 
-    @property
-    def cpu(self) -> Tensor:
-        """The state of torch's CPU generator when this was made."""
-        return self._cpu
-
     def _get(self, device: torch.device) -> Tensor:
         module = self._devices[device]
         return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
@@ -71,10 +66,6 @@ class Snapshot:
         written += [m.weight for m, *_ in self._modules if vars(m).get("max_norm") and isinstance(m.weight, Tensor)]
         self._written = {t: t.detach().clone() for t in written}
         self._grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-
-    @property
-    def rng(self) -> RNGState:
-        return self._rng
 
     def renew(self, module: nn.Module) -> None:
         """Take the values that the buffers of `module` have now for the ones to keep."""
