@@ -55,10 +55,12 @@ def changes_of(
         if weight not in solutions:
             continue
         solution, found = solutions[weight], values[weight.name]
-        rescaled = solution.start is not None or (found.scale != 1 and not solution.keeps_bias)
-        if found.shift != 0 or (rescaled and not bias.zero):
-            old = local(bias.tensor)
+        rescaled = found.scale != 1 and not solution.keeps_bias
+        old = local(bias.tensor)
+        if found.shift != 0 or (solution.start is not None and not bias.zero):
             changes.append(Change(old, start=_new_bias(old.detach(), solution, found)))
+        elif rescaled and not bias.zero:
+            changes.append(Change(old, found.scale))
     return changes
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .select import all_modules
+
 
 def group_of(model: nn.Module, group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     """The process group over which moments are summed: the one given, or DDP's, or FSDP2's; None for one process alone.
@@ -18,7 +20,7 @@ def group_of(model: nn.Module, group: dist.ProcessGroup | None) -> dist.ProcessG
         return group
     if not dist.is_available() or not dist.is_initialized():
         return None
-    for module in model.modules():
+    for module in all_modules(model):
         if isinstance(module, nn.parallel.DistributedDataParallel):
             return module.process_group
     loaded = "torch.distributed.tensor" in sys.modules
@@ -58,7 +60,7 @@ def fully_sharded(model: nn.Module) -> Iterator[nn.Module]:
     """The modules on which `fully_shard` was called."""
     module = sys.modules.get("torch.distributed.fsdp")
     if module is not None:
-        yield from (m for m in model.modules() if isinstance(m, module.FSDPModule))
+        yield from (m for m in all_modules(model) if isinstance(m, module.FSDPModule))
 
 
 def reshard(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from .measure import Measure
 from .moments import moments
 from .ranks import reshard
 from .scale import CONSTANT, Scale, Values
-from .select import Selector, unwrap
+from .select import Selector, all_modules, unwrap
 from .solve import Target
 from .undisturbed import Snapshot, devices_of, tensors_in, undisturbed
 from .weights import Weights, refuse
@@ -211,7 +211,7 @@ class Runner:
 
     def _materialise(self) -> None:
         """Lazy modules get their parameters from a first pass; what it counted and drew is put back."""
-        lazy = [m for m in self.model.modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]
+        lazy = [m for m in all_modules(self.model) if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]
         if not lazy:
             return
         with undisturbed(self.model, self.batch) as self.snapshot:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from .select import all_modules
+
 
 class RNGState:
     """The state of every random generator that a model or a loader draws from, to be restored as often as needed.
@@ -51,7 +53,7 @@ def tensors_in(batch: Any) -> list[Tensor]:
 
 def devices_of(model: nn.Module, batch: Any = None) -> set[torch.device]:
     """Where the parameters and buffers of `model` and the tensors of `batch` live."""
-    held = (t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+    held = (t for m in all_modules(model) for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
     return {t.device for t in (*held, *tensors_in(batch))}
 
 
@@ -60,12 +62,13 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, batch: Any = None) -> None:
         self._rng = RNGState(devices_of(model, batch))
-        self._modules = [(m, m.training, dict(m._buffers)) for m in model.modules()]
+        self._modules = [(m, m.training, dict(m._buffers)) for m in all_modules(model)]
         written = [b for _, _, buffers in self._modules for b in buffers.values() if b is not None and not is_lazy(b)]
         # an embedding with a max_norm rescales its table in the forward
         written += [m.weight for m, *_ in self._modules if vars(m).get("max_norm") and isinstance(m.weight, Tensor)]
         self._written = {t: t.detach().clone() for t in written}
-        self._grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+        parameters = {id(p): p for m, *_ in self._modules for p in m._parameters.values() if p is not None}
+        self._grads = [(p, p.grad, p.requires_grad) for p in parameters.values()]
 
     def renew(self, module: nn.Module) -> None:
         """Take the values that the buffers of `module` have now for the ones to keep."""

@@ -16,7 +16,7 @@ from .blocks import Block, is_block
 from .errors import LSUVError
 from .ranks import fully_sharded, is_sharded, whole
 from .reparametrized import Reparametrized, reparametrized
-from .select import Selector, module_paths, select_modules
+from .select import Selector, all_modules, module_paths, select_modules
 
 _SOURCE = "_lsuvcb_source"  # an attribute on tensors that a pass derives from a weight; it dies with the tensor
 
@@ -278,20 +278,25 @@ def _place(tensor: Tensor) -> tuple[Any, ...] | None:
 
 def refuse(model: nn.Module) -> None:
     """LSUVError for a model that cannot be initialised at all: values that do not exist, code that cannot be seen."""
-    for path, module in model.named_modules():
+
+    def named(module: nn.Module) -> str:
+        path = next(path for path, m in model.named_modules() if m is module)
+        return f"{path!r} ({type(module).__name__})" if path else f"the model ({type(module).__name__})"
+
+    for module in all_modules(model):
         if type(module).__name__ == "FullyShardedDataParallel":
             raise LSUVError(
-                f"{path or 'the model'!r} is wrapped in FullyShardedDataParallel, which flattens its weights. Call lsuv_ "
-                "before wrapping, or shard the model with torch.distributed.fsdp.fully_shard."
+                f"{named(module)} flattens its weights. Call lsuv_ before wrapping, or shard the model with "
+                "torch.distributed.fsdp.fully_shard."
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise LSUVError(
-                f"{path or 'the model'!r} ({type(module).__name__}) is a ScriptModule, whose ops cannot be seen from Python. "
-                "Initialise the model before torch.jit.script or torch.jit.trace."
+                f"{named(module)} is a ScriptModule, whose ops cannot be seen from Python. Initialise the model before "
+                "torch.jit.script or torch.jit.trace."
             )
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
                 raise LSUVError(
-                    f"parameter {name!r} of {path or 'the model'!r} ({type(module).__name__}) is on the meta device and "
-                    "has no values. Materialise the model first: `model.to_empty(device=...)`, then load or initialise it."
+                    f"parameter {name!r} of {named(module)} is on the meta device and has no values. Materialise the "
+                    "model first: `model.to_empty(device=...)`, then load or initialise it."
                 )
