@@ -63,7 +63,8 @@ def test_gpu_pass_waits_for_nothing():
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    lsuv_(model, x, orthonormal=False, verify=False, forward=forward)
+    report = lsuv_(model, x, orthonormal=False, verify=False, forward=forward)
+    assert {row.status for row in report.layers} == {"scaled"}
 
 
 def test_gpu_pass_takes_one_forward_and_its_largest_activation():
