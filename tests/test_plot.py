@@ -153,7 +153,9 @@ def test_plot_stds_of_many_long_names_stays_legible():
 
 
 def test_plot_stds_of_no_layer_is_an_empty_picture():
-    plot.plot_stds([], []).figure.canvas.draw()
+    axes = plot.plot_stds([], [])
+    axes.figure.canvas.draw()
+    assert [len(line.get_xdata()) for line in axes.lines if line.get_label() == "before"] == [0]
 
 
 @pytest.mark.parametrize(

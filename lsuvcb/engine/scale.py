@@ -119,7 +119,7 @@ class Scale(Follow):
         y = output_of(result)
         if (reason := no_real_values(weight, y)) or (not y.numel() and self.group is None):
             weight.note(reason or "its output is empty")
-            return use.run()
+            return use.run() if self._starts.pop(weight, None) is not None else result
         self.hand_on(use, y)
         return result
 

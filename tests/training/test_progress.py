@@ -203,6 +203,7 @@ def test_progress_can_be_pickled_before_and_after_a_fit(capsys):
     learner([MetricsCB(), cb]).fit(1)
     again = pickle.loads(pickle.dumps(cb))
     learner([MetricsCB(), again]).fit(1)
+    assert again.plot is True
 
 
 def test_progress_lets_go_of_the_notebooks_cell_after_a_fit(monkeypatch):
