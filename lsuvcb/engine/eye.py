@@ -45,7 +45,7 @@ class Use:
 
     @property
     def stacked(self) -> bool:
-        return self.op in ("bmm", "baddbmm", "matmul") and self.weight.tensor.ndim > 2
+        return ("mm" in self.op or self.op == "matmul") and self.weight.tensor.ndim > 2
 
     def run(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Any:
         """Call the op as the model did; with other values for its weight and bias where they are given."""

@@ -17,14 +17,10 @@ Key = int | str | tuple[int, int]  # a positional argument, a keyword, or an ite
 
 @dataclass(frozen=True)
 class Row:
-    """One linear op: the (position, keyword) of each argument that may be the weight, and of the bias.
-
-    `symmetric`: either operand may be the weight, and two parameters make a product of parameters.
-    """
+    """One linear op: the (position, keyword) of each argument that may be the weight, and of the bias."""
 
     weights: tuple[tuple[int, str], ...]
     bias: tuple[int, str] | None = None
-    symmetric: bool = False
 
 
 _CONV = Row(((1, "weight"),), (2, "bias"))
@@ -38,19 +34,23 @@ LINEAR: dict[str, Row] = {
     "conv_transpose2d": _CONV,
     "conv_transpose3d": _CONV,
     "deform_conv2d": Row(((1, "weight"),), (4, "bias")),
-    "matmul": Row(((0, "input"), (1, "other")), symmetric=True),
-    "linalg_matmul": Row(((0, "input"), (1, "other")), symmetric=True),
-    "__rmatmul__": Row(((0, "self"), (1, "other")), symmetric=True),
-    "mm": Row(((0, "input"), (1, "mat2")), symmetric=True),
-    "bmm": Row(((0, "input"), (1, "mat2")), symmetric=True),
-    "mv": Row(((0, "input"), (1, "vec")), symmetric=True),
-    "inner": Row(((0, "input"), (1, "other")), symmetric=True),
-    "tensordot": Row(((0, "a"), (1, "b")), symmetric=True),
-    "addmm": Row(((1, "mat1"), (2, "mat2")), (0, "input"), symmetric=True),
-    "addmv": Row(((1, "mat"), (2, "vec")), (0, "input"), symmetric=True),
-    "baddbmm": Row(((1, "batch1"), (2, "batch2")), (0, "input"), symmetric=True),
-    "addbmm": Row(((1, "batch1"), (2, "batch2")), (0, "input"), symmetric=True),
-    "einsum": Row((), symmetric=True),  # its operands are looked up below
+    "matmul": Row(((0, "input"), (1, "other"))),
+    "linalg_matmul": Row(((0, "input"), (1, "other"))),
+    "__rmatmul__": Row(((0, "self"), (1, "other"))),
+    "mm": Row(((0, "input"), (1, "mat2"))),
+    "bmm": Row(((0, "input"), (1, "mat2"))),
+    "mv": Row(((0, "input"), (1, "vec"))),
+    "inner": Row(((0, "input"), (1, "other"))),
+    "tensordot": Row(((0, "a"), (1, "b"))),
+    "addmm": Row(((1, "mat1"), (2, "mat2")), (0, "input")),
+    "addmv": Row(((1, "mat"), (2, "vec")), (0, "input")),
+    # each matrix of a stack for its own rows of the input: mixtures of experts; the last is transformers' own
+    "grouped_mm": Row(((0, "mat_a"), (1, "mat_b")), (3, "bias")),
+    "_grouped_mm": Row(((0, "self"), (1, "mat2")), (3, "bias")),
+    "grouped_mm_fallback": Row(((0, "input"), (1, "weight"))),
+    "baddbmm": Row(((1, "batch1"), (2, "batch2")), (0, "input")),
+    "addbmm": Row(((1, "batch1"), (2, "batch2")), (0, "input")),
+    "einsum": Row(()),  # its operands are looked up below
     "multi_head_attention_forward": Row(((11, "out_proj_weight"),), (12, "out_proj_bias")),
 }
 # Views, copies, casts and repeats of a whole weight: what is linear in the result is linear in the weight.
@@ -89,7 +89,6 @@ class Slots:
 
     weights: tuple[Key, ...]
     bias: Key | None
-    symmetric: bool
 
 
 _MHA_PARAMETERS = list(inspect.signature(F.multi_head_attention_forward).parameters)
@@ -106,14 +105,14 @@ def slots(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Slots | Non
         if (not listed and len(args) < 3) or (listed and len(args[1]) < 2):
             return None  # a transposition or a sum, no product
         keys: tuple[Key, ...] = tuple((1, i) for i in range(len(args[1]))) if listed else tuple(range(1, len(args)))
-        return Slots(keys, None, True)
+        return Slots(keys, None)
 
     def key(place: tuple[int, str]) -> Key | None:
         position, keyword = place
         return position if position < len(args) else keyword if keyword in kwargs else None
 
     found = tuple(k for place in row.weights if (k := key(place)) is not None)
-    return Slots(found, key(row.bias) if row.bias else None, row.symmetric)
+    return Slots(found, key(row.bias) if row.bias else None)
 
 
 def get(args: Sequence[Any], kwargs: dict[str, Any], key: Key | None) -> Any:

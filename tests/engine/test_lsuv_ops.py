@@ -87,6 +87,21 @@ def test_lsuv_stack_of_matrices_has_unit_std_and_orthonormal_members(orthonormal
         torch.testing.assert_close(w.mT @ w, torch.eye(O).expand(4, O, O), atol=1e-5, rtol=0)
 
 
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped_mm")
+@pytest.mark.parametrize("orthonormal", [True, False])
+def test_lsuv_grouped_experts_have_unit_std_and_orthonormal_members(orthonormal):
+    # each of three experts multiplies its own rows, as transformers runs a mixture of experts
+    ends = torch.tensor([16, 24, N], dtype=torch.int32)
+    net, rows = initialised(
+        lambda net, x: taken(F.grouped_mm(x, net.w.transpose(-2, -1), offs=ends)),
+        X.repeat(1, 2)[:, :8].contiguous(), orthonormal, w=torch.randn(3, 4, 8),
+    )  # fmt: skip
+    assert rows["w"].status == "scaled"
+    if orthonormal:
+        w = net.w.detach() / rows["w"].scale
+        torch.testing.assert_close(w @ w.mT, torch.eye(4).expand(3, 4, 4), atol=1e-5, rtol=0)
+
+
 def conv(dims, transposed=False, **arguments):
     kind = getattr(nn, f"Conv{'Transpose' if transposed else ''}{dims}d")
     return lambda: (kind(6, 4, 3, **arguments), torch.randn(4, 6, *[7] * dims))
