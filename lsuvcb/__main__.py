@@ -20,7 +20,8 @@ from torch import nn, optim
 from . import data
 from .engine.lsuv import survey
 from .engine.report import LSUVReport, Survey
-from .training.callbacks import DeviceCB, default_device
+from .training.callbacks import DeviceCB
+from .training.devices import default_device
 from .training.events import Callback
 from .training.learner import TrainLearner
 from .training.lsuv_callback import LSUVCallback

@@ -80,7 +80,7 @@ class LayerStats:
         near_zero: the share of the first bin, |output| < 0.25, (n,) float32.
 
     The values are kept where the layer runs; each attribute copies them to the CPU when it is read. As in the course,
-    `stats[0]`, `stats[1]`, `stats[2]` are mean, std and hist.
+    `stats[0]`, `stats[1]`, `stats[2]` are mean, std and hist as lists, one tensor for each record.
     """
 
     def __init__(self, name: str, kind: str, cap: int) -> None:
@@ -123,11 +123,11 @@ class LayerStats:
     def __len__(self) -> int:
         return len(self._record)
 
-    def __getitem__(self, i: int) -> Tensor:
-        return (self.mean, self.std, self.hist)[i]
+    def __getitem__(self, i: int) -> list[Tensor]:
+        return list((self.mean, self.std, self.hist)[i])
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter((self.mean, self.std, self.hist))
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        return (self[i] for i in range(3))
 
     def __repr__(self) -> str:
         return f"LayerStats({self.name!r} {self.kind}, {len(self)} records)"

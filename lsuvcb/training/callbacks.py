@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from .devices import default_device, to_device
 from .events import Callback, CancelFitException
 from .learner import Learner
-
-
-def default_device() -> torch.device:
-    """The accelerator that torch finds (CUDA, MPS, XPU, ...), else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found if found is not None else torch.device("cpu")
-
-
-def to_device(batch: Any, device: torch.device | str | None = None) -> Any:
-    """Every tensor in a nested `batch` on `device` (default: the best one); other values as they are.
-
-    Tuples, named tuples, lists and mappings keep their type, and so does anything else that has a `.to(device)`.
-    A copy to CUDA does not block the host: what runs there afterwards waits for it. Any other copy does.
-    """
-    target = torch.device(device) if device is not None else default_device()
-    return _to(batch, target, target.type == "cuda")
-
-
-def _to(batch: Any, device: torch.device, non_blocking: bool) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=non_blocking)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_to(item, device, non_blocking) for item in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_to(item, device, non_blocking) for item in batch)
-    if isinstance(batch, dict):
-        return type(batch)({key: _to(value, device, non_blocking) for key, value in batch.items()})
-    if isinstance(batch, Mapping) and not hasattr(batch, "to"):
-        return {key: _to(value, device, non_blocking) for key, value in batch.items()}
-    return batch.to(device) if hasattr(batch, "to") else batch
 
 
 class TrainCB(Callback):

@@ -57,7 +57,8 @@ def test_sample_is_about_as_large_as_asked_and_misses_no_channel_or_position(n, 
     found = sample_of(x, size)
     assert len(found) == len(set(found.tolist()))
     assert len(found) <= 2 * size
-    assert min(size, x.numel()) // 2 <= len(found) or x.numel() < 4 * size
+    # the next spacing that shares no divisor may be a few steps away, which counts where the spacing is small
+    assert min(size, x.numel()) // 2 <= len(found) or x.numel() < 16 * size
     if len(found) >= c * h:
         assert {v % (c * h) for v in found.tolist()} == set(range(c * h))
 
@@ -92,10 +93,11 @@ def test_stats_of_a_line_are_those_worked_by_hand():
     assert record.near_zero.tolist() == [1.0, 1.0, 0.0]
     assert record.steps.tolist() == [0, 1, 2]
     assert record.hist.shape == (3, 40)
-    assert [torch.equal(a, b) for a, b in zip(record, (record.mean, record.std, record.hist), strict=True)] == [
-        True
-    ] * 3
-    assert torch.equal(record[1], record.std)
+    means, stds, hists = record  # as the course unpacks them, and stacks what is in them
+    assert torch.equal(torch.stack(means), record.mean)
+    assert torch.equal(torch.stack(stds), record.std)
+    assert torch.equal(torch.stack(record[2]), torch.stack(hists))
+    assert torch.equal(torch.stack(hists), record.hist)
 
 
 def test_stats_are_named_by_path_and_carried_by_the_hooks():
