@@ -23,10 +23,10 @@ from .engine.report import LSUVReport, Survey
 from .training.callbacks import DeviceCB
 from .training.devices import default_device
 from .training.events import Callback
-from .training.learner import TrainLearner
 from .training.lsuv_callback import LSUVCallback
 from .training.metrics import MetricsCB, torcheval_metrics
 from .training.progress import ProgressCB
+from .training.train_learner import TrainLearner
 
 WIDTH, BATCH, LR, MOMENTUM = 16, 64, 0.01, 0.9
 EPOCHS = {"digits": 12, "mnist": 1, "fashion_mnist": 1}  # half a minute, and a few minutes, on two cores

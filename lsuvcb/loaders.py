@@ -56,6 +56,10 @@ class TensorLoader:
         self.dataset = TensorDataset(*(tensor.to(device) for tensor in tensors))
         self.bs, self.shuffle, self.drop_last, self.generator = bs, shuffle, drop_last, generator
 
+    def as_dataloader(self) -> DataLoader[Any]:
+        """A DataLoader that gives the same batches, sample by sample: slower, and what other libraries know to handle."""
+        return DataLoader(self.dataset, self.bs, self.shuffle, drop_last=self.drop_last, generator=self.generator)
+
     @property
     def batch_size(self) -> int:
         """The same as `bs`, under the DataLoader's name."""

@@ -225,6 +225,57 @@ def plot_losses(
     return _quiet(ax)
 
 
+def plot_history(history: Sequence[Mapping[str, Any]]) -> Axes:
+    """Draws the loss and each metric by epoch, training and validation, side by side; returns the first axes.
+
+    Args:
+        history: rows as MetricsCB writes them.
+
+    Raises:
+        ValueError: there is no row.
+    """
+    if not history:
+        raise ValueError("`history` has no rows: fit with a MetricsCB first.")
+    names = [name for name in history[0] if name not in ("epoch", "train", "loss") and _is_number(history[0][name])]
+    _, axes = get_grid(1 + len(names), nrows=1, figsize=(5.5 * (1 + len(names)), 3.8))
+    for ax, name in zip(axes.flat, ["loss", *names], strict=True):
+        for kind, color, label in (("train", BEFORE, "training"), ("eval", AFTER, "validation")):
+            points = [(row["epoch"] + 1, row[name]) for row in history if row["train"] == kind]
+            if points:
+                ax.plot(*zip(*points, strict=True), color=color, marker="o", ms=4.5, lw=1.8, label=label)
+        ax.locator_params(axis="x", integer=True)
+        ax.set(xlabel="epoch", ylabel=name)
+        ax.legend(frameon=False)
+        _quiet(ax)
+    return axes.flat[0]
+
+
+def plot_lrs(lrs: Sequence[float], losses: Sequence[float], suggestion: float | None = None) -> Axes:
+    """Draws loss by learning rate, on a log scale, and a line at the suggested rate."""
+    ax = _new_axes((6.5, 4))
+    ax.plot(lrs, losses, color=AFTER, lw=1.8)
+    if suggestion is not None:
+        ax.axvline(suggestion, color=BEFORE, lw=1.2, ls="--", label=f"suggestion: {suggestion:.2g}")
+        ax.legend(frameon=False)
+    ax.set_xscale("log")
+    ax.set(xlabel="learning rate (log scale)", ylabel="loss")
+    return _quiet(ax)
+
+
+def plot_records(steps: Sequence[int], records: Mapping[str, Sequence[float]]) -> Axes:
+    """Draws each series of values by training step, side by side; returns the first axes."""
+    _, axes = get_grid(len(records), nrows=1, figsize=(5.5 * len(records), 3.8))
+    for ax, (name, values) in zip(axes.flat, records.items(), strict=True):
+        ax.plot(steps, values, color=AFTER, lw=1.4)
+        ax.set(xlabel="training step", ylabel=name)
+        _quiet(ax)
+    return axes.flat[0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
 def _new_axes(figsize: tuple[float, float] | None = None) -> Axes:
     import matplotlib.pyplot as plt
 

@@ -71,7 +71,7 @@ def lsuv_init(
     """
     layer = _Layer(model, m, m_in, xb)
     with layer.watched():
-        layer.repeat(layer.error, lambda: (layer.shift(), layer.rescale()), tol, max_iters)
+        layer.repeat(layer.error, layer.correct, tol, max_iters)
 
 
 def lsuv_module(m: nn.Module, xb: Any, mdl: nn.Module) -> tuple[float, float]:
@@ -92,7 +92,7 @@ def lsuv_module(m: nn.Module, xb: Any, mdl: nn.Module) -> tuple[float, float]:
 class _Layer:
     """One layer of the lessons' loops: how its output measures, and how its weight and bias are moved."""
 
-    def __init__(self, model: nn.Module, m: nn.Module, m_in: nn.Module, xb: Any) -> None:
+    def __init__(self, model: nn.Module, m: nn.Module, m_in: Any, xb: Any) -> None:
         for name in ("weight", "bias"):
             if getattr(m_in, name, None) is None:
                 raise ValueError(
@@ -129,7 +129,8 @@ class _Layer:
             self._run()
             warnings.warn(
                 f"{type(self.m).__name__} is outside mean 0, std 1 +/- {tol:g} after {most} runs of the model: mean "
-                f"{self.mean:.3g}, std {self.std:.3g}. The best try stays. A plain ReLU has no zero mean: use GeneralRelu(sub=0.4).",
+                f"{self.mean:.3g}, std {self.std:.3g}. The best try stays. A plain ReLU has no zero mean: use "
+                "GeneralRelu(sub=0.4).",
                 NotConvergedWarning,
                 stacklevel=4,
             )
@@ -145,12 +146,16 @@ class _Layer:
     def error(self) -> float:
         return max(abs(self.mean), abs(self.std - 1))
 
+    def correct(self) -> None:
+        self.shift()
+        self.rescale()
+
     def shift(self) -> None:
-        self.m_in.bias -= self.mean  # type: ignore[operator]
+        self.m_in.bias -= self.mean
         self._snapshot.renew(self.m_in)  # a ConvLayer keeps its bias in a buffer
 
     def rescale(self) -> None:
-        self.m_in.weight.data /= self.std  # type: ignore[union-attr, operator]
+        self.m_in.weight.data /= self.std
 
     def _run(self) -> None:
         self._snapshot.restore()  # the same dropout each time
@@ -165,12 +170,12 @@ class _Layer:
 
     def _values(self) -> tuple[Any, Any]:
         bias = self.m_in.bias
-        return self.m_in.weight.detach().clone(), bias.detach().clone() if isinstance(bias, Tensor) else bias  # type: ignore[union-attr, operator]
+        return self.m_in.weight.detach().clone(), bias.detach().clone() if isinstance(bias, Tensor) else bias
 
     def _set(self, values: tuple[Any, Any]) -> None:
         weight, bias = values
         with torch.no_grad():
-            self.m_in.weight.copy_(weight)  # type: ignore[union-attr, operator]
+            self.m_in.weight.copy_(weight)
             if isinstance(self.m_in.bias, nn.Parameter):
                 self.m_in.bias.copy_(bias)
             else:

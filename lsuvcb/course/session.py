@@ -22,7 +22,7 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
     torch.use_deterministic_algorithms(deterministic)
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # the legacy generator is the one that the lessons' augmentations use
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy generator is the one that the lessons' augmentations use
 
 
 def clean_ipython_hist() -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 # A float32 dot product of this many values loses no digit that matters; longer ones are summed by parts in float64.
 _CHUNK = 1 << 17
+# Values near a large mean are few different ones, whose rounding errors add up: shorter products.
+_NEAR_CHUNK = 1 << 14
 # Where mean^2 exceeds this multiple of the variance, a sum of squares has lost the digits and the mean goes off first.
 _FAR = 100.0
 
@@ -49,10 +51,10 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1)
 
 
-def _sum_of_squares(x: Tensor) -> float:
-    if x.numel() <= _CHUNK:
+def _sum_of_squares(x: Tensor, chunk: int = _CHUNK) -> float:
+    if x.numel() <= chunk:
         return x.dot(x).item()
-    return math.fsum(part.dot(part).item() for part in x.split(_CHUNK))
+    return math.fsum(part.dot(part).item() for part in x.split(chunk))
 
 
 def _cpu_moments(x: Tensor) -> Moments:
@@ -65,7 +67,7 @@ def _cpu_moments(x: Tensor) -> Moments:
     if mean * mean > _FAR * var:
         around = x - mean
         rest = around.sum().item() / n  # the mean was rounded to x's type
-        var, mean = _sum_of_squares(around) / n - rest * rest, mean + rest
+        var, mean = _sum_of_squares(around, _NEAR_CHUNK) / n - rest * rest, mean + rest
     std = math.sqrt(max(var, 0.0)) if math.isfinite(var) else math.nan
     # The peak is at most sqrt(n) times the root mean square
     if std > 1e-6 * math.sqrt(n * max(square, 0.0)):

@@ -33,6 +33,20 @@ class RNGState:
         module = self._devices[device]
         return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The states by name, each as its generator gives it; the devices' in the order of their names."""
+        devices = [self._on_devices[d] for d in sorted(self._on_devices, key=str)]
+        return {"torch": self._cpu, "devices": devices, "python": self._python, "numpy": self._numpy}
+
+    @classmethod
+    def from_dict(cls, states: dict[str, Any], devices: Iterable[torch.device] = ()) -> RNGState:
+        """What `as_dict` gave, to be restored; a device that was not there then keeps the state that it has."""
+        state = cls(devices)
+        state._cpu, state._python = states["torch"], states["python"]
+        state._numpy = states["numpy"] if "numpy" in sys.modules else None
+        state._on_devices.update(zip(sorted(state._on_devices, key=str), states["devices"], strict=False))
+        return state
+
     def restore(self) -> None:
         torch.set_rng_state(self._cpu)
         for device, state in self._on_devices.items():

@@ -13,11 +13,12 @@ from torch.utils import _pytree as pytree
 from ..engine.moments import flat, moments
 from ..engine.select import Selector, select_modules
 from .hooks import Hook, HooksCallback
-from .learner import Learner
 from .thinned import Thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from .learner import Learner
 
 BINS, LIMIT = 40, 10.0  # the histogram is of |x|, over 0 to LIMIT; what is larger counts in the last bin
 SAMPLE = 1 << 13  # values that a histogram is made from: a share is then within about 1 % of the layer's own

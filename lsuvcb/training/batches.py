@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import copy
-import random
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
-
-from ..engine.undisturbed import RNGState
 
 
 def length(data: Any) -> int | None:
@@ -40,58 +34,6 @@ def empty_loader(dls: Any, name: str) -> str:
         f"`dls.{name}` must give at least one batch, got an empty {type(loader).__name__}"
         f"{f' ({known})' if known else ''}; check the data set, the batch size and drop_last."
     )
-
-
-def _generators(root: Any, depth: int = 5) -> dict[int, Any]:
-    """Every random generator that a loader holds, in itself, its samplers, its data set, their transforms: by id."""
-    found: dict[int, Any] = {}
-    seen: set[int] = set()
-
-    def walk(thing: Any, depth: int) -> None:
-        if id(thing) in seen or depth < 0:
-            return
-        seen.add(id(thing))
-        if isinstance(thing, (torch.Generator, random.Random)) or _is_numpy_generator(thing):
-            found[id(thing)] = thing
-        elif isinstance(thing, (list, tuple)) and len(thing) <= 64:
-            for item in thing:
-                walk(item, depth - 1)
-        elif isinstance(thing, dict) and len(thing) <= 64:
-            for item in thing.values():
-                walk(item, depth - 1)
-        elif not isinstance(thing, (torch.Tensor, type)) and hasattr(thing, "__dict__"):
-            walk(vars(thing), depth)
-
-    walk(root, depth)
-    return found
-
-
-def _is_numpy_generator(thing: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(thing, (numpy.random.Generator, numpy.random.RandomState))
-
-
-def _rewinder(generator: Any) -> Callable[[], Any]:
-    """A function that puts `generator` back to the state that it has now."""
-    if isinstance(generator, torch.Generator):
-        return partial(generator.set_state, generator.get_state())
-    if isinstance(generator, random.Random):
-        return partial(generator.setstate, generator.getstate())
-    if hasattr(generator, "bit_generator"):
-        return partial(setattr, generator.bit_generator, "state", copy.deepcopy(generator.bit_generator.state))
-    return partial(generator.set_state, generator.get_state())
-
-
-@contextmanager
-def rewound(loader: Any, devices: Iterable[torch.device] = ()) -> Iterator[None]:
-    """Every random generator, global or held by `loader`, is afterwards as it was before, whatever happens inside."""
-    rng, rewinders = RNGState(devices), [_rewinder(g) for g in _generators(loader).values()]
-    try:
-        yield
-    finally:
-        for rewind in rewinders:
-            rewind()
-        rng.restore()
 
 
 def _in_process(loader: Any) -> Any:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .devices import default_device, to_device
 from .events import Callback, CancelFitException
-from .learner import Learner
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 
 class TrainCB(Callback):

@@ -6,7 +6,7 @@ import inspect
 import reprlib
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -41,6 +41,11 @@ class Callback:
     Attributes:
         order: callbacks run from low to high, equal ones as listed. Relate it to another's:
             `order = DeviceCB.order + 1`. The default, 0, is after DeviceCB and before hooks, metrics and progress.
+        in_rehearsal: what `lr_find` and `learn.survey` run, whose fits leave no trace: a "copy" of the callback,
+            "itself", or "nothing".
+
+    A callback with `state_dict()` and `load_state_dict(state)` is kept in checkpoints; the state is made of tensors,
+    numbers, strings, lists and dicts.
 
     Raises:
         TypeError: when a subclass is made whose method looks like an event, but is none.
@@ -56,6 +61,7 @@ class Callback:
     """
 
     order = 0
+    in_rehearsal: ClassVar[Literal["copy", "itself", "nothing"]] = "copy"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from torch import nn
 
 from ..engine.errors import LSUVWarning
 from ..engine.select import Selector, select_modules, unwrap
 from .events import Callback
-from .learner import Learner
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 HookFunc = Callable[["Hook", nn.Module, tuple[Any, ...], Any], Any]
 

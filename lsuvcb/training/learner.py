@@ -30,21 +30,34 @@
 CancelBatchException end their stage: its `after_*` is skipped, its `cleanup_*` is not, and the loop goes on behind it.
 The five steps (predict, get_loss, backward, step, zero_grad) are taught by a callback (TrainCB) or by a subclass of
 Learner (TrainLearner). Callbacks run by their `order`, equal ones as listed. A callback that has to wrap a step
-(autocast) sets it on the learner in `before_fit` and deletes it in `cleanup_fit`.
+(autocast) puts its own in place with `learn.for_this_fit(predict=...)` in `before_fit`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn, optim
 
-from .batches import empty_loader, length
-from .events import CANCEL, EVENTS, STEPS, Callback, Handler, as_callbacks, name_callback, owner_name
+from . import lr_find, state
+from .batches import empty_loader
+from .checkpoint import to_resume
+from .events import CANCEL, EVENTS, STEPS, Callback, Handler, as_callbacks, name_callback
+from .lsuv_callback import survey_of
+from .ready import check_ready
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..engine.report import Survey
+    from ..engine.select import Selector
+
+_ABSENT = object()
 
 
 class Learner:
@@ -65,6 +78,8 @@ class Learner:
         training: the model's mode; setting it switches `model.train()` / `model.eval()`.
         do_train, do_valid: what this fit does.
         history: rows of the last fit, one for each epoch and loader, written by MetricsCB.
+        is_main: False on every process of a distributed fit but one, the one that prints and writes files.
+        lr_finder: the LRFinderCB of the last `lr_find`, with its `lrs` and `losses`.
 
     Example:
         >>> from lsuvcb.training.callbacks import TrainCB
@@ -78,6 +93,8 @@ class Learner:
     """
 
     n_inp = 1
+    is_main = True
+    lr_finder: lr_find.LRFinderCB
     batch: Any
     preds: Any
     loss: torch.Tensor
@@ -102,6 +119,7 @@ class Learner:
         self.do_train = self.do_valid = False
         self.history: list[dict[str, Any]] = []
         self._events: dict[str, list[Handler]] | None = None
+        self._before_this_fit: dict[str, Any] = {}
 
     # The loop
 
@@ -112,6 +130,7 @@ class Learner:
         valid: bool = True,
         cbs: Callback | Iterable[Callback] | None = None,
         lr: float | None = None,
+        resume: str | Path | None = None,
     ) -> None:
         """Train for `n_epochs`, each followed by a pass over the validation loader.
 
@@ -121,31 +140,40 @@ class Learner:
             valid: False leaves validation out.
             cbs: more callbacks, for this fit only.
             lr: for this fit only; None means `learn.lr`.
+            resume: a checkpoint of CheckpointCB, or its folder, of which the newest that is whole is taken: go on behind
+                its epoch as if the fit had never stopped. A folder to which this fit's own CheckpointCB writes may be
+                empty: then the fit begins at the beginning. `n_epochs` counts from the beginning, too.
 
         Raises:
             ValueError: a loader gave no batch, a step that nothing teaches, a step taught twice.
+            FileNotFoundError, CheckpointError: `resume` names nothing that can be read, or a checkpoint of another model.
 
         Side effects: the model is trained in place and left in the mode of its last pass; a new optimizer is made.
         An exception in a callback keeps its type and gains a note that names the callback and the event.
         """
         if not isinstance(n_epochs, int) or n_epochs < 0:
             raise ValueError(f"`n_epochs` must be an integer >= 0, got {n_epochs!r}.")
-        outside = self.cbs, self._events
-        self.cbs = [*self.cbs, *as_callbacks(cbs)]
+        outside = self.cbs, self._events, self._before_this_fit
+        self.cbs, self._before_this_fit = [*self.cbs, *as_callbacks(cbs)], {}
         try:
             self._events = {name: self._handlers(name) for name in (*EVENTS, *STEPS)}
             self.do_train, self.do_valid = bool(train and n_epochs), bool(valid and n_epochs)
             self.n_inp = next((cb.n_inp for cb in self.cbs if hasattr(cb, "n_inp")), type(self).n_inp)
-            self._check_ready()
+            check_ready(self)
+            saved = None if resume is None else to_resume(resume, self.cbs)
+            if saved is not None:
+                state.load_model(self.model, saved)  # before LSUV, which leaves it alone then
             self.n_epochs, self.epochs, self.history = n_epochs, range(n_epochs), []
             if self.opt_func is not None:
                 self.opt = self.opt_func(self.model.parameters(), self.lr if lr is None else lr)
-            self._stage("fit", self._fit)
+            self._stage("fit", partial(self._fit, saved))
         finally:
-            self.cbs, self._events = outside
+            self._undo_this_fit()
+            self.cbs, self._events, self._before_this_fit = outside
 
-    def _fit(self) -> None:
-        for epoch in self.epochs:
+    def _fit(self, saved: dict[str, Any] | None) -> None:
+        done = 0 if saved is None else state.load_training(self, saved)
+        for epoch in self.epochs[done:]:
             self.epoch = epoch
             if self.do_train:
                 self._one_epoch(True)
@@ -197,12 +225,13 @@ class Learner:
     def _handlers(self, event: str) -> list[Handler]:
         return [getattr(cb, event) for cb in sorted(self.cbs, key=lambda cb: cb.order) if hasattr(cb, event)]
 
-    def _heard(self, event: str) -> list[Handler]:
+    def heard(self, event: str) -> list[Handler]:
+        """The handlers of `event` or of a step, in the order in which they are called."""
         return self._handlers(event) if self._events is None or event not in self._events else self._events[event]
 
     def callback(self, event: str) -> None:
         """Fire `event`: every callback that has a method of this name is called with the learner."""
-        for handler in self._heard(event):
+        for handler in self.heard(event):
             try:
                 handler(self)
             except Exception as e:
@@ -212,7 +241,7 @@ class Learner:
     def _cleanup(self, event: str, failure: BaseException | None) -> None:
         # As `callback`, but one that fails keeps no other from cleaning up, and hides no `failure` that led here.
         first: Exception | None = None
-        for handler in self._heard(event):
+        for handler in self.heard(event):
             try:
                 handler(self)
             except Exception as e:
@@ -223,28 +252,28 @@ class Learner:
         if first is not None and failure is not None:
             failure.add_note(f"Then, while cleaning up: {type(first).__name__}: {first} ({first.__notes__[-1]})")
 
-    # What must hold
-
-    def _check_ready(self) -> None:
-        for step in STEPS if self.do_train else STEPS[:2] if self.do_valid else ():
-            teachers = [owner_name(handler) for handler in self._heard(step)]
-            if hasattr(type(self), step):
-                teachers.insert(0, type(self).__name__)
-            if not teachers and step not in vars(self):
-                raise ValueError(
-                    f"Nothing teaches this {type(self).__name__} to `{step}`: add TrainCB() to its callbacks, or use "
-                    f"TrainLearner. Its callbacks: {', '.join(type(cb).__name__ for cb in self.cbs) or 'none'}."
-                )
-            if len(teachers) > 1:
-                raise ValueError(f"`{step}` must be taught by one, got {' and '.join(teachers)}; keep one of them.")
-        for name in [name for name, used in (("train", self.do_train), ("valid", self.do_valid)) if used]:
-            loader = getattr(self.dls, name, None)
-            if loader is None:
-                raise ValueError(f"fit({name}=True) needs `dls.{name}`, got None; pass {name}=False to leave it out.")
-            if length(loader) == 0:
-                raise ValueError(empty_loader(self.dls, name))
-
     # What a callback may use
+
+    def for_this_fit(self, **attributes: Any) -> None:
+        """Set attributes of the learner, steps among them, until this fit ends: `for_this_fit(predict=my_predict)`."""
+        for name, value in attributes.items():
+            self._before_this_fit.setdefault(name, vars(self).get(name, _ABSENT))
+            setattr(self, name, value)
+
+    def _undo_this_fit(self) -> None:
+        for name, value in self._before_this_fit.items():
+            if value is _ABSENT:
+                vars(self).pop(name, None)
+            else:
+                setattr(self, name, value)
+
+    def gather(self, values: Any, samples: bool = False) -> Any:
+        """The tensors in `values` from all processes of a distributed fit, one behind the other; here: as they are.
+
+        Args:
+            samples: they are of this batch's samples, one row each: those that a sampler repeated are left out.
+        """
+        return values
 
     def __getattr__(self, name: str) -> Any:
         if name in STEPS:
@@ -259,56 +288,43 @@ class Learner:
     def training(self, mode: bool) -> None:
         self.model.train(mode)
 
-    @property
-    def xb(self) -> Sequence[Any]:
-        return self.batch[: self.n_inp]
+    xb = property(lambda self: self.batch[: self.n_inp])
+    yb = property(lambda self: self.batch[self.n_inp :])
 
-    @property
-    def yb(self) -> Sequence[Any]:
-        return self.batch[self.n_inp :]
+    # What a user may ask for
+
+    def lr_find(
+        self,
+        gamma: float = 1.3,
+        max_mult: float = 3,
+        start_lr: float = 1e-5,
+        max_epochs: int = 10,
+        plot: bool | None = None,
+    ) -> float | None:
+        """Try learning rates from `start_lr` upwards and suggest one; see `lsuvcb.training.lr_find.lr_find`."""
+        return lr_find.lr_find(self, gamma, max_mult, start_lr, max_epochs, plot)
+
+    def survey(self, layers: Selector | None = None) -> Survey:
+        """`lsuvcb.survey` of the model on the batch that LSUVCallback would take, on its device; see there."""
+        return survey_of(self, layers)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model's weights to a file, all or nothing; `load` and `torch.load` read it."""
+        state.save_model(self.model, path)
+
+    def load(self, path: str | Path) -> None:
+        """Read weights that `save`, CheckpointCB or torch.save(model.state_dict()) wrote, and nothing but weights.
+
+        Raises:
+            FileNotFoundError, CheckpointError: no such file, a damaged one, or weights of another model. None is changed.
+        """
+        state.load_model(self.model, state.read(path))
+
+    def plot_history(self) -> Axes:
+        """Draw the loss and each metric of `history` by epoch, training and validation."""
+        from ..plot import plot_history
+
+        return plot_history(self.history)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, lr={self.lr}, cbs={self.cbs})"
-
-
-class TrainLearner(Learner):
-    """A Learner that knows the usual five steps itself, without a TrainCB."""
-
-    def predict(self) -> None:
-        self.preds = self.model(*self.xb)
-
-    def get_loss(self) -> None:
-        self.loss = self.loss_func(self.preds, *self.yb)
-
-    def backward(self) -> None:
-        self.loss.backward()
-
-    def step(self) -> None:
-        self.opt.step()
-
-    def zero_grad(self) -> None:
-        self.opt.zero_grad()
-
-
-class MomentumLearner(TrainLearner):
-    """A TrainLearner with momentum: gradients are not zeroed after a step but multiplied by `mom` (0 <= mom < 1)."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        dls: Any,
-        loss_func: Callable[..., torch.Tensor] = F.mse_loss,
-        lr: float = 0.1,
-        cbs: Callback | Iterable[Callback] | None = None,
-        opt_func: Callable[..., optim.Optimizer] | None = optim.SGD,
-        mom: float = 0.85,
-    ) -> None:
-        if not 0 <= mom < 1:
-            raise ValueError(f"`mom` must be in [0, 1), got {mom}.")
-        super().__init__(model, dls, loss_func, lr, cbs, opt_func)
-        self.mom = mom
-
-    def zero_grad(self) -> None:
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if grads:
-            torch._foreach_mul_(grads, self.mom)

@@ -6,22 +6,26 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..engine.errors import LSUVError
-from ..engine.lsuv import lsuv_
+from ..engine.lsuv import lsuv_, survey
 from ..engine.once import is_done, mark_done
-from ..engine.report import LSUVReport
+from ..engine.report import LSUVReport, Survey
 from ..engine.run import fresh, plan_of
-from ..engine.select import select_modules
+from ..engine.select import Selector, select_modules
 from ..engine.undisturbed import devices_of
-from .batches import drawn_here, empty_loader, rewound
+from .batches import drawn_here, empty_loader
 from .callbacks import DeviceCB
-from .events import Callback, CancelBatchException, CancelEpochException
-from .learner import Learner
+from .events import Callback, CancelBatchException, CancelEpochException, CancelFitException
+from .generators import rewound
+from .rehearsal import rehearsal
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 _LSUV = inspect.signature(lsuv_).parameters
 ARGUMENTS = [name for name in _LSUV if name not in ("model", "batch")]
@@ -64,6 +68,7 @@ class LSUVCallback(Callback):
     """
 
     order = DeviceCB.order + 30
+    in_rehearsal = "itself"
 
     def __init__(self, *, batch: Any = None, force: bool = False, **lsuv_args: Any) -> None:
         _check(lsuv_args)
@@ -73,31 +78,11 @@ class LSUVCallback(Callback):
     def before_fit(self, learn: Learner) -> None:
         if not learn.do_train or (is_done(learn.model) and not self.force):
             return
-        with rewound(learn.dls.train, devices_of(learn.model)), _borrowed(learn):
-            self._prepare(learn)
-            self.report = lsuv_(learn.model, learn.batch, **{"forward": _predict(learn), **self.lsuv_args})
+        with training_batch(learn, self.batch) as batch:
+            self.report = lsuv_(learn.model, batch, **{"forward": _predict(learn), **self.lsuv_args})
         mark_done(learn.model)
-        print(self.report.summary())
-
-    def _prepare(self, learn: Learner) -> None:
-        """Have in `learn.batch` what training would have there at its first `predict`."""
-        learn.dl, learn.epoch, learn.iter, learn.training = learn.dls.train, 0, -1, True
-        with drawn_here(learn.dl if self.batch is None else [self.batch]) as batches:
-            for i, batch in enumerate(batches):
-                learn.iter, learn.batch = i, fresh((batch,) if isinstance(batch, torch.Tensor) else batch)
-                try:
-                    learn.callback("before_batch")
-                    return
-                except CancelBatchException:
-                    continue
-                except CancelEpochException:
-                    break
-        if learn.iter < 0:
-            raise ValueError(empty_loader(learn.dls, "train"))
-        raise LSUVError(
-            "LSUV needs one training batch, and a callback cancelled each one in before_batch. No weight was changed. "
-            "Name another: LSUVCallback(batch=...)."
-        )
+        if learn.is_main:
+            print(self.report.summary())
 
     def __repr__(self) -> str:
         given = {"batch": self.batch, "force": self.force} | self.lsuv_args
@@ -132,6 +117,69 @@ def _predict(learn: Learner) -> Any:
         return learn.preds
 
     return forward
+
+
+@contextmanager
+def training_batch(learn: Learner, batch: Any = None) -> Iterator[Any]:
+    """The batch that training would have at its first `predict`, in a fit; afterwards nothing tells that it was drawn.
+
+    Args:
+        batch: one to prepare instead of drawing it.
+    """
+    with rewound(learn.dls.train, devices_of(learn.model)), _borrowed(learn):
+        _prepare(learn, batch)
+        yield learn.batch
+
+
+def _prepare(learn: Learner, named: Any) -> None:
+    learn.dl, learn.epoch, learn.iter, learn.training = learn.dls.train, 0, -1, True
+    with drawn_here(learn.dl if named is None else [named]) as batches:
+        for i, batch in enumerate(batches):
+            learn.iter, learn.batch = i, fresh((batch,) if isinstance(batch, torch.Tensor) else batch)
+            try:
+                learn.callback("before_batch")
+                return
+            except CancelBatchException:
+                continue
+            except CancelEpochException:
+                break
+    if learn.iter < 0:
+        raise ValueError(empty_loader(learn.dls, "train"))
+    raise LSUVError(
+        "LSUV needs one training batch, and a callback cancelled each one in before_batch. No weight was changed. "
+        "Name another: LSUVCallback(batch=...)."
+    )
+
+
+class SurveyCB(Callback):
+    """Surveys the model on one training batch where LSUVCallback would run, and ends the fit. Runs at before_fit.
+
+    Args:
+        layers: see `survey`.
+
+    Attributes:
+        survey: what it found.
+    """
+
+    order = LSUVCallback.order - 1
+
+    def __init__(self, layers: Selector | None = None) -> None:
+        self.layers = layers
+        self.survey: Survey | None = None
+
+    def before_fit(self, learn: Learner) -> None:
+        with training_batch(learn) as batch:
+            self.survey = survey(learn.model, batch, layers=self.layers, forward=_predict(learn))
+        raise CancelFitException
+
+
+def survey_of(learn: Learner, layers: Selector | None = None) -> Survey:
+    """The survey of a learner's model on its first training batch: nothing is changed but the model's device (DeviceCB)."""
+    cb = SurveyCB(layers)
+    with rehearsal(learn):
+        learn.fit(1, valid=False, cbs=cb)
+    assert cb.survey is not None
+    return cb.survey
 
 
 @contextmanager

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils import _pytree as pytree
 
 from .events import Callback
-from .learner import Learner
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 
 @runtime_checkable
@@ -74,8 +77,19 @@ class MeanLoss:
         self._total.add_(value.mean() if value.dim() else value, alpha=weight)
         self._count += weight
 
-    def compute(self) -> float:
-        return float("nan") if self._total is None else self._total.item() / self._count
+    def compute(self, gather: Callable[[torch.Tensor], torch.Tensor] | None = None) -> float:
+        """The mean so far; NaN without a batch.
+
+        Args:
+            gather: gives the (1, 2) sums and counts of several processes as rows of one tensor.
+        """
+        if self._total is None:
+            return float("nan")
+        if gather is None:
+            return self._total.item() / self._count
+        rows = gather(torch.stack([self._total, torch.full_like(self._total, self._count)]).view(1, 2))
+        total, count = rows.sum(0)
+        return (total / count).item()
 
 
 class MetricsCB(Callback):
@@ -126,15 +140,17 @@ class MetricsCB(Callback):
     def after_batch(self, learn: Learner) -> None:
         self.loss.update(learn.loss, weight=batch_size(learn.batch))
         if self.metrics:
-            preds = _detached(learn.preds)
+            preds, *targets = learn.gather((_detached(learn.preds), *learn.yb), samples=True)
             for metric in self.metrics.values():
-                metric.update(preds, *learn.yb)
+                metric.update(preds, *targets)
 
     def after_epoch(self, learn: Learner) -> None:
-        row: dict[str, Any] = {name: _number(metric.compute()) for name, metric in self.all_metrics.items()}
+        row: dict[str, Any] = {name: _number(metric.compute()) for name, metric in self.metrics.items()}
+        row["loss"] = self.loss.compute(learn.gather)
         row |= {"epoch": learn.epoch, "train": "train" if learn.training else "eval"}
         learn.history.append(row)
-        self._log(row)
+        if learn.is_main:
+            self._log(row)
 
     def _log(self, row: dict[str, Any]) -> None:
         print(as_text(row))

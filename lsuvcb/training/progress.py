@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from html import escape
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .batches import length
 from .events import Callback
-from .learner import Learner
 from .metrics import MeanLoss, MetricsCB, as_text, batch_size
 from .thinned import Thinned
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 REFRESH = 0.25  # seconds between two looks at the loss, each of which waits for the device
 REDRAW = 2.0  # seconds between two drawings of the curve
@@ -144,10 +146,14 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
 
 
-def _best_view() -> Lines:
+def in_notebook() -> bool:
+    """Is this process the kernel of a notebook?"""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if hasattr(shell, "kernel"):
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def _best_view() -> Lines:
+    if in_notebook():
         return Notebook()
     return Terminal() if sys.stdout.isatty() else Lines()
 
@@ -171,6 +177,8 @@ class ProgressCB(Callback):
         self.plot = plot
 
     def before_fit(self, learn: Learner) -> None:
+        if not learn.is_main:
+            return
         self._view = _best_view()
         metrics = getattr(learn, "metrics", None)
         # A subclass with a _log of its own (to a file, to a service) keeps it.
@@ -189,12 +197,14 @@ class ProgressCB(Callback):
             self._view.row(as_text(row))
 
     def before_epoch(self, learn: Learner) -> None:
+        if self._view is None:
+            return
         self._started, self._looked = time.perf_counter(), 0.0
         self._total = length(learn.dl)
         self._valid_loss.reset()
 
     def after_batch(self, learn: Learner) -> None:
-        if not self._live or self._view is None:
+        if self._view is None or not self._live:
             return
         now = time.perf_counter()
         self._steps += learn.training
@@ -210,7 +220,7 @@ class ProgressCB(Callback):
                 self._draw()
 
     def after_epoch(self, learn: Learner) -> None:
-        if self._curves:
+        if self._view is not None and self._curves:
             if not learn.training:
                 self._valid[0].append(self._steps)
                 self._valid[1].append(self._valid_loss.compute())

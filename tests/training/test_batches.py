@@ -8,7 +8,8 @@ import torch
 from tiny import noise, seed_all
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
-from lsuvcb.training.batches import drawn_here, rewound
+from lsuvcb.training.batches import drawn_here
+from lsuvcb.training.generators import rewound
 
 
 class Noisy(Dataset):

@@ -5,11 +5,16 @@ import importlib
 import inspect
 import pickle
 import pkgutil
+import re
+import tempfile
 import warnings
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from required import need_package
 from tiny import net, recorder
 from torch import nn
 
@@ -36,7 +41,19 @@ def note(hook, module, inputs, output):
     hook.seen = True
 
 
-ARGUMENTS = {"BatchTransformCB": {"tfm": same}, "HooksCallback": {"hookfunc": note}}
+SCHED = {"sched": partial(torch.optim.lr_scheduler.StepLR, step_size=2)}
+ARGUMENTS = {
+    "BatchTransformCB": {"tfm": same}, "HooksCallback": {"hookfunc": note}, "GradientClipCB": {"max_norm": 1.0},
+    "BaseSchedCB": SCHED, "BatchSchedCB": SCHED, "EpochSchedCB": SCHED,
+}  # fmt: skip
+FOLDERS: list[Path] = []  # of the test at hand, for what writes files
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path):
+    FOLDERS.append(tmp_path)
+    yield
+    FOLDERS.clear()
 
 
 def discovered():
@@ -55,6 +72,11 @@ CALLBACKS = discovered()
 
 
 def make(name):
+    if name == "CheckpointCB":
+        return CALLBACKS[name](tempfile.mkdtemp(dir=FOLDERS[0]))
+    if name == "AcceleratorCB":
+        need_package("accelerate")
+        return CALLBACKS[name](cpu=True)
     return CALLBACKS[name](**ARGUMENTS.get(name, {}))
 
 
@@ -76,8 +98,27 @@ def hooked(model):
 def test_discovery_finds_the_callbacks_of_the_design():
     assert set(CALLBACKS) >= {
         *("TrainCB", "DeviceCB", "BatchTransformCB", "SingleBatchCB", "MetricsCB", "ProgressCB"),
-        *("HooksCallback", "ActivationStats", "LSUVCallback"),
+        *(
+            "HooksCallback",
+            "ActivationStats",
+            "LSUVCallback",
+            "LRFinderCB",
+            "BatchSchedCB",
+            "EpochSchedCB",
+            "RecorderCB",
+        ),
+        *("MixedPrecisionCB", "GradientClipCB", "AcceleratorCB", "CheckpointCB"),
     }
+
+
+def test_order_table_of_the_docs_is_the_callbacks_own():
+    table = dict(re.findall(r"^ +(-?\d+)  (.*)$", lsuvcb.training.__doc__, re.MULTILINE))
+    said = {
+        name: int(order) for order, names in table.items() for name in re.findall(r"\w+(?:CB|Stats|Callback)\b", names)
+    }
+    inner = {"BaseSchedCB", "SurveyCB"}  # for subclasses, and for learn.survey
+    assert said == {name: cls.order for name, cls in CALLBACKS.items() if name not in inner}
+    assert list(map(int, table)) == sorted(map(int, table))
 
 
 every = pytest.mark.parametrize("name", sorted(CALLBACKS))
@@ -128,9 +169,9 @@ def test_callback_adds_nothing_to_the_model(name, capsys):
     assert [m.forward for m in model.modules()] == forward
 
 
-def fired_with(name):
-    """The events that a fit fires beside this callback (SingleBatchCB ends it early)."""
-    cb = recorder()
+def fired_with(name, order):
+    """The events that a fit fires beside this callback (SingleBatchCB ends it early), for a callback of this order."""
+    cb = recorder(order)
     new_learner(make(name)).fit(1, cbs=cb)
     return [event for event in EVENTS if event in cb.seen]
 
@@ -145,7 +186,7 @@ LEVELS = [
 @every
 @pytest.mark.parametrize("order", [-99, 99], ids=["first", "last"])
 def test_callback_stands_a_cancel_at_every_event(name, order, capsys):
-    for cancel, event in [(cancel, event) for cancel, event in LEVELS if event in fired_with(name)]:
+    for cancel, event in [(cancel, event) for cancel, event in LEVELS if event in fired_with(name, order)]:
         cb, model = make(name), net()
         armed = [True]
 
@@ -170,7 +211,7 @@ class Boom(Exception):
 @every
 @pytest.mark.parametrize("order", [-99, 99], ids=["first", "last"])
 def test_callback_stands_an_exception_in_every_event(name, order, capsys):
-    for event in fired_with(name):
+    for event in fired_with(name, order):
         cb, model = make(name), net()
 
         def also(fired, learn, event=event):

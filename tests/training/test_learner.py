@@ -15,7 +15,8 @@ from lsuvcb.training.events import (
     CancelEpochException,
     CancelFitException,
 )
-from lsuvcb.training.learner import Learner, MomentumLearner, TrainLearner
+from lsuvcb.training.learner import Learner
+from lsuvcb.training.train_learner import MomentumLearner, TrainLearner
 
 TRAIN_BATCH = """before_batch after_predict after_loss after_backward after_step after_batch cleanup_batch""".split()
 VALID_BATCH = """before_batch after_predict after_loss after_batch cleanup_batch""".split()

@@ -15,9 +15,10 @@ from lsuvcb.engine.once import is_done
 from lsuvcb.loaders import TensorLoader
 from lsuvcb.training.callbacks import BatchTransformCB, DeviceCB
 from lsuvcb.training.events import EVENTS, Callback, CancelBatchException, CancelEpochException
-from lsuvcb.training.learner import Learner, TrainLearner
+from lsuvcb.training.learner import Learner
 from lsuvcb.training.lsuv_callback import LSUVCallback
 from lsuvcb.training.metrics import MetricsCB
+from lsuvcb.training.train_learner import TrainLearner
 
 
 class Rows(Dataset):
