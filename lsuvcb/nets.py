@@ -196,7 +196,7 @@ def conv(
 
 def get_model(
     act: Maker | None = nn.ReLU,
-    nfs: Sequence[int] = (1, 8, 16, 32, 64),
+    nfs: Sequence[int] | None = None,
     norm: Maker | None = None,
     n_out: int = 10,
 ) -> nn.Sequential:
@@ -204,11 +204,12 @@ def get_model(
 
     Args:
         act, norm: see `conv`.
-        nfs: channels of the input and of each block's output.
+        nfs: channels of the input and of each block's output. None: 1, 8, 16, 32, 64.
         n_out: classes.
 
     Shape of the model's input and output: (n, nfs[0], 28, 28) -> (n, n_out) with the default nfs; other sizes need
     as many strides as bring them to 1x1.
     """
+    nfs = (1, 8, 16, 32, 64) if nfs is None else nfs
     blocks = [conv(ni, nf, act=act, norm=norm) for ni, nf in pairwise(nfs)]
     return nn.Sequential(*blocks, conv(nfs[-1], n_out, act=None), nn.Flatten())

@@ -21,6 +21,7 @@ PACKAGES = {
     "digits": "sklearn",
     "fastai": "fastai",
     "lightning": "lightning",
+    "nbformat": "nbformat",
     "nbs": "nbclient",
     "timm": "timm",
     "torchmetrics": "torchmetrics",

@@ -63,7 +63,7 @@ def discovered():
     while todo:
         for cls in todo.pop().__subclasses__():
             todo.append(cls)
-            if cls.__module__.startswith("lsuvcb."):
+            if cls.__module__.startswith("lsuvcb.training."):
                 found[cls.__name__] = cls
     return found
 
