@@ -97,7 +97,7 @@ def owner_name(handler: Callable[..., Any]) -> str:
     return type(getattr(handler, "__self__", handler)).__name__
 
 
-def name_callback(e: Exception, handler: Callable[..., Any], event: str) -> None:
+def name_callback(e: BaseException, handler: Callable[..., Any], event: str) -> None:
     """Add a note to `e` that says which callback raised it, at which event; the Cancel exceptions carry none."""
     if not isinstance(e, tuple(CANCEL.values())):
         e.add_note(f"raised in {owner_name(handler)}.{event}")

@@ -240,17 +240,17 @@ class Learner:
 
     def _cleanup(self, event: str, failure: BaseException | None) -> None:
         # As `callback`, but one that fails keeps no other from cleaning up, and hides no `failure` that led here.
-        first: Exception | None = None
+        first: BaseException | None = None
         for handler in self.heard(event):
             try:
                 handler(self)
-            except Exception as e:
+            except BaseException as e:  # Ctrl-C, too, waits until everything is tidied up
                 name_callback(e, handler, event)
                 first = first or e
-        if first is not None and failure is None:
+        if first is not None and (failure is None or not isinstance(first, Exception)):
             raise first
         if first is not None and failure is not None:
-            failure.add_note(f"Then, while cleaning up: {type(first).__name__}: {first} ({first.__notes__[-1]})")
+            failure.add_note(f"Then, while cleaning up: {first!r} ({'; '.join(getattr(first, '__notes__', ()))})")
 
     # What a callback may use
 

@@ -227,6 +227,20 @@ def test_exception_in_cleanup_hides_no_earlier_one_and_stops_no_other_cleanup():
     assert late.seen[-3:] == ["cleanup_batch", "cleanup_epoch", "cleanup_fit"]
 
 
+def test_ctrl_c_in_cleanup_waits_for_the_other_cleanups_and_passes():
+    def also(event, learn):
+        if event == "cleanup_fit":
+            raise KeyboardInterrupt
+        if event == "after_loss":
+            raise ValueError("first")
+
+    stops, later = recorder(also=also), recorder(order=1)
+    with pytest.raises(KeyboardInterrupt) as error:
+        learner([stops, later]).fit(1)
+    assert later.seen[-1] == "cleanup_fit"
+    assert str(error.value.__context__) == "first"
+
+
 @pytest.mark.parametrize("event", ["cleanup_batch", "cleanup_epoch", "cleanup_fit"])
 def test_exception_in_cleanup_after_a_cancel_is_raised(event):
     class Bad(Callback):
