@@ -59,7 +59,7 @@ class LRFinderCB(Callback):
     def after_batch(self, learn: Learner) -> None:
         if not learn.training:
             raise CancelEpochException
-        loss = learn.loss.mean().item()
+        loss = learn.gather(learn.loss.detach().mean().view(1)).mean().item()  # the same on all processes
         self.lrs.append(learn.opt.param_groups[0]["lr"])
         self.losses.append(loss)
         if not math.isfinite(loss) or loss > self.max_mult * min(self.losses):
