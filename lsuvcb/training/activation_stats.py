@@ -67,7 +67,6 @@ class _Entry(NamedTuple):
     step: int
     mean: float | Tensor
     std: float | Tensor
-    hist: Tensor
 
 
 class LayerStats:
@@ -87,6 +86,8 @@ class LayerStats:
     def __init__(self, name: str, kind: str, cap: int) -> None:
         self.name, self.kind = name, kind
         self._record: Thinned[_Entry] = Thinned(cap)
+        # One block for all: thousands of small tensors that stay would cut up the memory that activations come and go in
+        self._hists = torch.empty(0, BINS)
 
     @torch.no_grad()
     def record(self, step: int, output: Any) -> None:
@@ -94,11 +95,17 @@ class LayerStats:
         tensor = _first_tensor(output)
         if tensor is None or not self._record.due():
             return
-        self._record.append(_Entry(step, *mean_and_std(tensor.detach()), histogram(tensor.detach())))
+        n, tensor = len(self._record), tensor.detach()
+        if not n:
+            self._hists = torch.empty(self._record.cap, BINS, device=tensor.device)
+        self._hists[n] = histogram(tensor)
+        self._record.append(_Entry(step, *mean_and_std(tensor)))
+        if (kept := len(self._record)) <= n:  # every other one is gone
+            self._hists[:kept] = self._hists[::2][:kept].clone()
 
-    def _column(self, i: int, width: tuple[int, ...] = ()) -> Tensor:
+    def _column(self, i: int) -> Tensor:
         values = [torch.as_tensor(entry[i], dtype=torch.float32) for entry in self._record]
-        return torch.stack(values).cpu() if values else torch.empty(0, *width)
+        return torch.stack(values).cpu() if values else torch.empty(0)
 
     @property
     def steps(self) -> Tensor:
@@ -114,7 +121,7 @@ class LayerStats:
 
     @property
     def hist(self) -> Tensor:
-        return self._column(3, (BINS,))
+        return self._hists[: len(self)].cpu()
 
     @property
     def near_zero(self) -> Tensor:

@@ -145,8 +145,7 @@ class RecorderCB(HasLearnCB):
         if not learn.training:
             return
         if self._rows.due():
-            values = [function(self) for function in self.d.values()]
-            self._rows.append((self._step, [v.detach().clone() if isinstance(v, torch.Tensor) else v for v in values]))
+            self._rows.append((self._step, [_kept(function(self)) for function in self.d.values()]))
         self._step += 1
 
     def cleanup_fit(self, learn: Learner) -> None:
@@ -169,6 +168,13 @@ class RecorderCB(HasLearnCB):
 
     def __repr__(self) -> str:
         return f"RecorderCB({', '.join(self.d)})"
+
+
+def _kept(value: Any) -> Any:
+    """A number where it can be had without waiting; a tensor that no later step changes elsewhere."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.item() if value.device.type == "cpu" and value.numel() == 1 else value.detach().clone()
 
 
 def _read(values: list[Any]) -> list[Any]:

@@ -100,6 +100,16 @@ def test_stats_of_a_line_are_those_worked_by_hand():
     assert torch.equal(torch.stack(hists), record.hist)
 
 
+def test_histograms_stay_with_their_steps_when_the_record_is_thinned():
+    stats = LayerStats("", "Identity", cap=4)
+    for step in range(11):
+        stats.record(step, torch.full((5,), step + 0.1))  # in bin 4 step
+    assert stats.steps.tolist() == [0, 4, 8]
+    assert stats.hist.argmax(1).tolist() == [0, 16, 32]
+    assert stats.hist.sum(1).tolist() == [5, 5, 5]
+    assert stats.mean.tolist() == pytest.approx([0.1, 4.1, 8.1])
+
+
 def test_stats_are_named_by_path_and_carried_by_the_hooks():
     stats = ActivationStats(nn.ReLU)
     dls = SimpleNamespace(train=[(torch.randn(6, 5), torch.randn(6, 2))] * 2, valid=None)
