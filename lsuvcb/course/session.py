@@ -6,6 +6,7 @@ import gc
 import random
 import sys
 import traceback
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -30,7 +31,13 @@ def clean_ipython_hist() -> None:
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None:
-        shell.displayhook.flush()
+        if shell.displayhook.do_full_cache:  # else it keeps none, and says so by an error
+            shell.displayhook.flush()
+            for name in ("_", "__", "___"):  # flush empties them in `user_ns` alone
+                if name in shell.user_ns_hidden:
+                    shell.user_ns_hidden[name] = ""
+        if shell.last_execution_result is not None:  # of the cell before this one
+            shell.last_execution_result.result = None
         for name in ("_i", "_ii", "_iii", *(n for n in shell.user_ns if n.startswith("_i") and n[2:].isdigit())):
             shell.user_ns[name] = ""
 
@@ -38,9 +45,9 @@ def clean_ipython_hist() -> None:
 def clean_tb() -> None:
     """Let go of the last traceback, whose frames hold on to every tensor that they saw."""
     for name in ("last_traceback", "last_value", "last_type", "last_exc"):
-        error = getattr(sys, name, None)
-        found = getattr(error, "__traceback__", error if name == "last_traceback" else None)
-        if found is not None:
+        last = getattr(sys, name, None)
+        found = last.__traceback__ if isinstance(last, BaseException) else last
+        if isinstance(found, TracebackType):
             traceback.clear_frames(found)
         if hasattr(sys, name):
             delattr(sys, name)
