@@ -220,7 +220,8 @@ class ActivationStats(HooksCallback):
         axes = self._grid(len(recorded), figsize)
         for ax, stats in zip(axes, recorded, strict=False):
             span = (0.0, float(stats.steps[-1]) + 1, 0.0, LIMIT)
-            ax.imshow(stats.hist.t().log1p().numpy(), origin="lower", aspect="auto", extent=span)
+            counts = stats.hist.t().log1p().numpy()
+            ax.imshow(counts, origin="lower", aspect="auto", extent=span, interpolation="nearest")
             ax.set(title=f"{stats.name} {stats.kind}", xlabel="step", ylabel="|output|")
             ax.axis("on")
 
