@@ -35,6 +35,7 @@ def stamp_of(notebook: Any) -> str | None:
 
 def execute(notebook: Any, folder: str | Path) -> None:
     """Run all cells, in place, in `folder`, with this checkout's lsuvcb."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for each other take no core from other work
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(NBS.parent), os.environ.get("PYTHONPATH"))))
     resources = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=LIMIT, kernel_name="python3", resources=resources).execute()
