@@ -41,6 +41,19 @@ def execute(notebook: Any, folder: str | Path) -> None:
     NotebookClient(notebook, timeout=LIMIT, kernel_name="python3", resources=resources).execute()
 
 
+def join_streams(cell: Any) -> None:
+    """What a cell printed in one go, as one output: the kernel cuts it wherever it happens to flush, in the middle of a table."""
+    outputs: list[Any] = []
+    for output in cell.get("outputs", []):
+        before = outputs[-1] if outputs else {}
+        if output.output_type == "stream" and before.get("name") == output.name:
+            before["text"] += output.text
+        else:
+            outputs.append(output)
+    if "outputs" in cell:
+        cell.outputs = outputs
+
+
 def main(names: list[str]) -> None:
     for path in sorted(NBS.glob("*.ipynb")):
         if names and path.stem not in names:
@@ -52,6 +65,7 @@ def main(names: list[str]) -> None:
         notebook.metadata["lsuvcb"] = {"code": code_of(notebook)}
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # times of day
+            join_streams(cell)
         nbformat.write(notebook, path)
         print(f"{path.name}: {time.perf_counter() - start:.0f} s", flush=True)
 
