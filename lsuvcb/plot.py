@@ -181,8 +181,11 @@ def plot_stds(
     low, high = ax.get_ylim()
     if high < 10 * low:  # a flat line fills no decade: give it one, or its noise looks like a signal
         ax.set_ylim(low / 3, high * 3)
-        for axis_ticks in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            axis_ticks("{x:g}")
+        from matplotlib.ticker import LogLocator, NullLocator
+
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # one label for each digit would not fit
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter("{x:g}")
     ticks = range(0, len(names), math.ceil(len(names) / MOST_NAMES) or 1)
     labels = [names[i] if len(names[i]) <= LONGEST else f"…{names[i][1 - LONGEST :]}" for i in ticks]
     crowded = max(map(len, labels), default=0) * len(labels) > 60
