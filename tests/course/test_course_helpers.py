@@ -244,8 +244,10 @@ def test_get_batch_comes_prepared_by_every_callback_and_disturbs_nothing():
     dls = types.SimpleNamespace(train=TensorLoader(x, x, bs=4), valid=TensorLoader(x, x, bs=4))
     other = TensorLoader(10 + x, x, bs=2, shuffle=True)
     double = BatchTransformCB(lambda b: (2 * b[0], b[1]), on_val=False)
-    learn = learner([DeviceCB("cpu"), double], dls)
+    said = []
+    learn = learner([DeviceCB("cpu"), double, Says(said, "a fit began")], dls)
     learn.model.eval()
+    learn.history = [{"epoch": 0}]  # of a fit before
     torch.manual_seed(0)
     first = next(iter(other))
     torch.manual_seed(0)
@@ -256,7 +258,8 @@ def test_get_batch_comes_prepared_by_every_callback_and_disturbs_nothing():
     assert torch.equal(yb, first[1])
     assert learn.dls is dls
     assert not learn.model.training
-    assert (learn.model.weight.item(), learn.history, len(learn.cbs)) == (0.5, [], 3)
+    assert said == []  # a copy of the callback took part
+    assert (learn.model.weight.item(), learn.history, len(learn.cbs)) == (0.5, [{"epoch": 0}], 4)
 
 
 def test_get_batch_twice_of_a_learner_with_lsuv_is_the_same_batch_and_no_lsuv(capsys):
