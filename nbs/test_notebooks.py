@@ -12,6 +12,11 @@ NBS = sorted(Path(__file__).parent.glob("*.ipynb"))
 # What a notebook needs beside the library, and what must hold in its own names once it has run.
 NEEDS = {
     "00_quickstart": ["digits"],
+    "01_initialization": ["fashion_mnist"],
+    "02_lsuv_callback_runner": ["mnist"],
+    "03_kaiming": ["mnist"],
+    "04_resnet18": ["fashion_mnist"],
+    "05_loop_tour": ["digits"],
 }
 STORY = {
     "00_quickstart": [
@@ -19,6 +24,48 @@ STORY = {
         "accuracy_without <= 0.2",
         "accuracy_with >= 0.8",
         "lsuv.report.converged and report.converged",
+        "all(off <= 1e-3 and ours == 1 < theirs for _, _, theirs, ours, off in rows)",
+    ],
+    "01_initialization": [
+        "products[1.0].isnan().all() and (products[0.01] == 0).all() and 0.1 < products[0.1].std() < 10",
+        "abs(variance - 47.1875) < 1e-4 and abs(mad - 5.875) < 1e-6",
+        "len(step1) == 5",  # a lottery: no bound
+        "max(step6)[0] >= 0.845 - 0.03",  # on raw inputs a lottery, too: the best of its seeds
+        "middle(step7)[0] >= 0.843 - 0.03",
+        "step8[0] >= 0.866 - 0.03",
+        "step9[0] >= 0.85",
+        "step10[0] >= 0.868 - 0.03 and step11[0] >= 0.868 - 0.03",
+        "step12[0] >= 0.884 - 0.03 and step12b[0] >= 0.89",
+        "all(abs(mean) <= 1e-3 and abs(std - 1) <= 1e-3 for mean, std in after)",
+        "closer <= 1e-4 and same and runs.calls > 20 * (report.passes - 2)",
+    ],
+    "02_lsuv_callback_runner": [
+        "accuracy_with >= 0.95",
+        "all(abs(s - 1) <= 1e-3 for s in (*loop_stds, *stds_after, *kaiming_stds))",
+        "min(loop_means) > 0.01",  # the lesson's loop leaves them too high
+        "all(abs(m) <= 1e-3 for m in (*means_after, *kaiming_means))",
+        "report.converged and runs.calls > 5 * report.passes",
+    ],
+    "03_kaiming": [
+        "(fan_in, fan_out) == (25, 800)",
+        "[f'{gain(a):.8f}' for a in lesson_gains] == ['1.00000000', '1.41421356', '1.41414286', '1.40719509', '0.57735027']",
+        "max(differences) == 0 and same_weights",
+        "all(abs(off) < 3 for off in away.values())",  # within sampling error of the lesson's
+        "by_depth[0][-1] < 0.05 < 0.5 < by_depth[1][-1]",
+    ],
+    "04_resnet18": [
+        "(len(worked), len(no_bias), len(refusals)) == (21, 20, 2) and in_order",
+        "all(abs(layer.std_after - 1) <= 1e-3 for layer in worked)",
+        "registered != reported",
+        "change < 0.01 * before.std()",  # batch normalisation takes the scales out again
+        "accuracy_default <= 0.2 and accuracy_lsuv >= 0.5",
+    ],
+    "05_loop_tour": [
+        "listen.heard[0] == 'before_fit' and listen.heard[-1] == 'cleanup_fit' and len(listen.heard) == 28",
+        "same_bits",
+        "resumed.history == whole.history",
+        "fresh.history[-1]['accuracy'] >= 0.8 and scheduled.history[-1]['accuracy'] >= 0.9",
+        "half.preds.dtype == torch.bfloat16",
     ],
 }
 
