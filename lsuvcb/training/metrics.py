@@ -177,5 +177,5 @@ def _detached(preds: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    # a float where the metric is one number, a list where it has several (by class)
-    return value.tolist() if isinstance(value, torch.Tensor) else value
+    # a float where the metric is one number, a list where it has several (by class); numpy's kinds, too
+    return value.tolist() if hasattr(value, "tolist") else value

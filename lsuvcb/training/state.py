@@ -132,7 +132,7 @@ def training_state(learn: Learner) -> dict[str, Any]:
         "callbacks": {key: cb.state_dict() for key, cb in _kept(learn.cbs)},
         "generators": save_states(loaders, devices),
     }  # fmt: skip
-    for key, value in state["callbacks"].items():
+    for key, value in {**state["callbacks"], "learn.history": learn.history}.items():
         _check_plain(value, key)
     return state
 
@@ -180,7 +180,9 @@ def _check_plain(value: Any, where: str) -> None:
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
             _check_plain(item, f"{where}[{i}]")
-    elif not isinstance(value, (torch.Tensor, int, float, str, bytes, type(None), torch.dtype, torch.device)):
+    elif type(value).__module__ == "numpy" or not isinstance(
+        value, (torch.Tensor, int, float, str, bytes, type(None), torch.dtype, torch.device)
+    ):
         raise TypeError(
             f"a state in a checkpoint must be made of tensors, numbers, strings, lists and dicts, got {type(value).__name__} "
             f"in {where}: it could be written, but not be read back safely."

@@ -414,7 +414,24 @@ def test_state_of_a_callback_of_one_s_own_is_kept_and_several_of_one_class_are_t
 def test_state_that_could_not_be_read_back_is_an_error_that_names_it(tmp_path):
     with pytest.raises(TypeError, match=r"got complex in Stateful\['value'\]\[0\]"):
         learner([Stateful(1j), CheckpointCB(tmp_path)]).fit(1)
+    with pytest.raises(TypeError, match=r"got float64 in learn.history\[0\]\['wer'\]"):
+        learner([Rows("wer", [np.float64(0.5)]), CheckpointCB(tmp_path)]).fit(1)
     assert names(tmp_path) == []
+
+
+def test_metric_of_numpy_s_kind_is_a_plain_number_in_history_and_checkpoint(tmp_path, capsys):
+    class Half:
+        def reset(self): ...
+
+        def update(self, preds, target): ...
+
+        def compute(self):
+            return np.float64(0.5)
+
+    learn = learner([MetricsCB(half=Half()), CheckpointCB(tmp_path)])
+    learn.fit(1)
+    assert type(learn.history[0]["half"]) is float
+    assert state.read(next(tmp_path.iterdir()))["history"] == learn.history
 
 
 def test_checkpoint_can_be_read_with_weights_only(tmp_path, capsys):
