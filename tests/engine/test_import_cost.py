@@ -43,9 +43,16 @@ def test_import_brings_nothing_heavy_along():
 
 def test_import_of_every_part_brings_nothing_heavy_along():
     parts = sorted(p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists())
-    parts = [p for p in parts if not p.startswith("__") and p != "integrations"]
+    # course imports torcheval, so that a lesson's own import of it prints nothing
+    parts = [p for p in parts if not p.startswith("__") and p not in ("integrations", "course")]
     assert {"engine", "training", "nets", "data", "plot"} <= set(parts)
     assert brought_along("import " + ", ".join(f"lsuvcb.{p}" for p in parts)) == []
+
+
+def test_import_of_the_course_brings_torcheval_along_and_the_lesson_s_own_import_warns_of_nothing():
+    assert brought_along("import lsuvcb.course") == ["torchvision", "torcheval"]
+    _, shown = fresh("import lsuvcb.course; from torcheval.metrics import MulticlassAccuracy")
+    assert shown == fresh("import lsuvcb")[1]  # what torch itself may show
 
 
 def test_import_that_brings_something_along_is_seen():

@@ -222,7 +222,7 @@ def test_exception_in_cleanup_hides_no_earlier_one_and_stops_no_other_cleanup():
         learner([Bad(), late]).fit(1)
     assert error.value.__notes__ == [
         "raised in Bad.after_loss",
-        "Then, while cleaning up: KeyError: 'second' (raised in Bad.cleanup_batch)",
+        "Then, while cleaning up: KeyError('second') (raised in Bad.cleanup_batch)",
     ]
     assert late.seen[-3:] == ["cleanup_batch", "cleanup_epoch", "cleanup_fit"]
 

@@ -49,7 +49,7 @@ def test_memory_callback_sees_what_is_held():
 
     class Hoard(Callback):
         def after_batch(self, learn):
-            held.append(torch.ones(5_000_000))
+            held.append(torch.ones(12_500_000))  # 50 MB: too large for memory that the process has to spare
 
     batch = torch.randn(4, 3), torch.randn(4, 1)
     TrainLearner(nn.Linear(3, 1), SimpleNamespace(train=[batch] * 4), cbs=[memory, Hoard()]).fit(1, valid=False)
