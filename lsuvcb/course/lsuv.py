@@ -95,9 +95,13 @@ class _Layer:
     def __init__(self, model: nn.Module, m: nn.Module, m_in: Any, xb: Any) -> None:
         for name in ("weight", "bias"):
             if getattr(m_in, name, None) is None:
+                advice = {
+                    "weight": "Name the layer before it: `lsuv_init(model, activation, layer, xb)`.",
+                    "bias": "`lsuv_(model, xb, mean=None)` needs no bias.",
+                }
                 raise ValueError(
                     f"the layer to change must have a weight and a bias, got a {type(m_in).__name__} without a {name}. "
-                    "`lsuv_(model, xb, mean=None)` needs no bias."
+                    + advice[name]
                 )
         self.model, self.m, self.m_in, self.xb = model, m, m_in, xb
 

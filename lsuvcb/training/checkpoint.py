@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .events import Callback
-from .state import CheckpointError, CheckpointWarning, read, training_state, write
+from .state import CheckpointError, CheckpointWarning, load_model, model_copy, read, training_state, write
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -45,12 +45,25 @@ def to_resume(path: str | Path, cbs: Iterable[Callback]) -> dict[str, Any] | Non
         except CheckpointError as error:
             damaged.append(str(error))
             continue
+        if "generators" not in state:
+            raise CheckpointError(
+                f"{candidate} holds weights alone; `learn.load(path)` reads it, a fit cannot go on from it."
+            )
         for message in damaged:
             warnings.warn(f"{message} Resuming from {candidate} instead.", CheckpointWarning, stacklevel=3)
         return state
     if damaged:
         raise CheckpointError(" ".join(damaged))
     raise FileNotFoundError(f"there is no checkpoint in {path}; CheckpointCB({str(path)!r}) writes them.")
+
+
+def resume_model(learn: Learner, path: str | Path) -> dict[str, Any] | None:
+    """Give the model the weights of `to_resume`, which is returned; `load_training` takes the rest of it."""
+    saved = to_resume(path, learn.cbs)
+    if saved is not None:
+        saved["before"] = model_copy(learn.model)
+        load_model(learn.model, saved)
+    return saved
 
 
 class CheckpointCB(Callback):

@@ -46,7 +46,7 @@ from torch import nn, optim
 
 from . import lr_find, state
 from .batches import empty_loader
-from .checkpoint import to_resume
+from .checkpoint import resume_model
 from .events import CANCEL, EVENTS, STEPS, Callback, Handler, as_callbacks, name_callback
 from .lsuv_callback import survey_of
 from .ready import check_ready
@@ -160,9 +160,7 @@ class Learner:
             self.do_train, self.do_valid = bool(train and n_epochs), bool(valid and n_epochs)
             self.n_inp = next((cb.n_inp for cb in self.cbs if hasattr(cb, "n_inp")), type(self).n_inp)
             check_ready(self)
-            saved = None if resume is None else to_resume(resume, self.cbs)
-            if saved is not None:
-                state.load_model(self.model, saved)  # before LSUV, which leaves it alone then
+            saved = None if resume is None else resume_model(self, resume)  # before LSUV, which leaves it alone then
             self.n_epochs, self.epochs, self.history = n_epochs, range(n_epochs), []
             if self.opt_func is not None:
                 self.opt = self.opt_func(self.model.parameters(), self.lr if lr is None else lr)

@@ -77,7 +77,7 @@ class MeanLoss:
         self._total.add_(value.mean() if value.dim() else value, alpha=weight)
         self._count += weight
 
-    def compute(self, gather: Callable[[torch.Tensor], torch.Tensor] | None = None) -> float:
+    def compute(self, gather: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows) -> float:
         """The mean so far; NaN without a batch.
 
         Args:
@@ -85,8 +85,6 @@ class MeanLoss:
         """
         if self._total is None:
             return float("nan")
-        if gather is None:
-            return self._total.item() / self._count
         rows = gather(torch.stack([self._total, torch.full_like(self._total, self._count)]).view(1, 2))
         total, count = rows.sum(0)
         return (total / count).item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 import zipfile
@@ -79,7 +80,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read as plain values: {type(error).__name__}: {error}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} must hold a dict of weights, got {type(state).__name__}.")
-    return state if "model" in state else {"model": state}
+    return state if isinstance(state.get("model"), dict) else {"model": state}
 
 
 # The model
@@ -91,6 +92,11 @@ def model_state(model: nn.Module) -> dict[str, Any]:
 
 def save_model(model: nn.Module, path: str | Path) -> None:
     write(path, model_state(model))
+
+
+def model_copy(model: nn.Module) -> dict[str, Any]:
+    """The model's weights, buffers and mark as they are now, for `load_model` to put back."""
+    return copy.deepcopy(model_state(model))
 
 
 def load_model(model: nn.Module, saved: dict[str, Any]) -> None:
@@ -115,8 +121,7 @@ def load_model(model: nn.Module, saved: dict[str, Any]) -> None:
 
 
 def _shape(value: Any) -> Any:
-    uninitialised = is_lazy(value)
-    return None if uninitialised else getattr(value, "shape", None)
+    return None if is_lazy(value) else getattr(value, "shape", None)
 
 
 # The training
@@ -138,13 +143,21 @@ def training_state(learn: Learner) -> dict[str, Any]:
 
 
 def load_training(learn: Learner, saved: dict[str, Any]) -> int:
-    """Take over what `training_state` gave, but for the model; returns the number of epochs that are done."""
-    if "generators" not in saved:
-        raise CheckpointError("this file holds weights alone; `learn.load(path)` reads it, a fit cannot go on from it.")
+    """Take over what `training_state` gave, but for the model; returns the number of epochs that are done.
+
+    Where that fails (another optimizer, other loaders) the model goes back to `saved["before"]`.
+    """
+    try:
+        _load_training(learn, saved)
+    except BaseException:
+        load_model(learn.model, saved["before"])
+        raise
+    return saved["epoch"]
+
+
+def _load_training(learn: Learner, saved: dict[str, Any]) -> None:
     if saved["opt"] is not None:
         learn.opt.load_state_dict(saved["opt"])
-    for name, p in unwrap(learn.model).named_parameters():
-        p.grad = saved["grads"][name].to(p.device) if name in saved["grads"] else None
     states, kept = dict(saved["callbacks"]), dict(_kept(learn.cbs))
     for key in kept.keys() & states.keys():
         kept[key].load_state_dict(states[key])
@@ -154,9 +167,10 @@ def load_training(learn: Learner, saved: dict[str, Any]) -> int:
             CheckpointWarning,
             stacklevel=2,
         )
-    learn.history = saved["history"]
     load_states(saved["generators"], _loaders(learn), devices_of(learn.model))
-    return saved["epoch"]
+    learn.history = saved["history"]
+    for name, p in unwrap(learn.model).named_parameters():
+        p.grad = saved["grads"][name].to(p.device) if name in saved["grads"] else None
 
 
 def _loaders(learn: Learner) -> list[Any]:

@@ -342,12 +342,12 @@ def test_cleaning_up_lets_go_of_what_the_last_traceback_holds(clean):
 def test_clean_tb_without_an_error_does_nothing(monkeypatch):
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         monkeypatch.delattr(sys, name, raising=False)
-    clean_tb()
+    assert clean_tb() is None
 
 
 def test_clean_ipython_hist_without_ipython_does_nothing(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython", None)
-    clean_ipython_hist()
+    assert clean_ipython_hist() is None
 
 
 def test_clean_ipython_hist_outside_a_session_does_nothing():

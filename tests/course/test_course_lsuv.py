@@ -124,6 +124,14 @@ def test_lsuv_init_of_a_layer_without_bias_is_an_error_with_advice():
         lsuv_init(net, net[1], net[0], torch.randn(16, 4))
 
 
+def test_lsuv_init_of_an_activation_in_the_layer_s_place_is_an_error_with_advice():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+    with pytest.raises(
+        ValueError, match=r"ReLU without a weight\. Name the layer before it: `lsuv_init\(model, activation"
+    ):
+        lsuv_init(net, net[1], net[1], torch.randn(16, 4))
+
+
 def test_lsuv_module_corrects_the_mean_first_and_leaves_it_off():
     torch.manual_seed(0)
     net = nn.Sequential(ConvLayer(1, 8, 5), ConvLayer(8, 16))

@@ -58,6 +58,18 @@ def test_load_takes_a_state_dict_that_torch_wrote(tmp_path):
     assert equal(one.state_dict(), two.model.state_dict())
 
 
+def test_load_takes_a_state_dict_with_a_parameter_called_model(tmp_path):
+    class Odd(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.model = nn.Parameter(torch.tensor([value]))
+
+    torch.save(Odd(3.0).state_dict(), tmp_path / "weights.pt")
+    learn = learner(model=Odd(0.0))
+    learn.load(tmp_path / "weights.pt")
+    assert learn.model.model.item() == 3.0
+
+
 def test_load_remembers_that_lsuv_has_run(tmp_path, capsys):
     one = learner([LSUVCallback()], model=net(1), dls=noisy_data())
     one.fit(1)
@@ -259,10 +271,12 @@ def test_resume_from_a_folder_without_checkpoints_is_an_error(tmp_path):
 
 
 def test_resume_from_weights_alone_is_an_error(tmp_path):
+    learner(model=net(9)).save(tmp_path / "weights.pt")
     learn = momentum([])
-    learn.save(tmp_path / "weights.pt")
+    before = clone(learn.model)
     with pytest.raises(CheckpointError, match=r"holds weights alone; `learn.load\(path\)`"):
         learn.fit(1, resume=tmp_path / "weights.pt")
+    assert equal(before, learn.model.state_dict())
 
 
 def test_resume_of_another_model_is_an_error_before_anything_runs(tmp_path):
@@ -303,9 +317,22 @@ def test_resume_with_other_callbacks_warns_of_the_state_that_has_no_taker(tmp_pa
 
 def test_resume_with_other_loaders_is_an_error(tmp_path):
     momentum([CheckpointCB(tmp_path)]).fit(1)
-    learn = MomentumLearner(net(), loaders(), cbs=[CheckpointCB(tmp_path)])
+    learn = MomentumLearner(net(9), loaders(), cbs=[CheckpointCB(tmp_path)])
+    before = clone(learn.model)
     with pytest.raises(ValueError, match=r"must hold the \d+ random generators that were saved, got 0"):
         learn.fit(2, resume=tmp_path)
+    assert equal(before, learn.model.state_dict())
+    assert not is_done(learn.model)
+
+
+def test_resume_with_another_optimizer_is_an_error_and_changes_nothing(tmp_path):
+    momentum([CheckpointCB(tmp_path)]).fit(1)
+    learn = momentum([CheckpointCB(tmp_path)])
+    learn.opt_func = lambda ps, lr: torch.optim.SGD([{"params": [p]} for p in ps], lr)
+    before = clone(learn.model)
+    with pytest.raises(ValueError, match="parameter groups"):
+        learn.fit(2, resume=tmp_path)
+    assert equal(before, learn.model.state_dict())
 
 
 # CheckpointCB

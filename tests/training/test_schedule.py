@@ -94,7 +94,9 @@ def test_schedule_that_is_none_is_an_error_when_it_is_made():
 
 
 def test_fit_that_does_not_train_needs_no_scheduler():
-    learner([BatchSchedCB(halve)], opt_func=None).fit(1, train=False)
+    cb = BatchSchedCB(halve)
+    learner([cb], opt_func=None).fit(1, train=False)
+    assert cb.schedo is None
 
 
 # RecorderCB
