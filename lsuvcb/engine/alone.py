@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .blocks import Block, output_tensor
-from .follow import Elementwise
+from .follow import Elementwise, has_rows
 from .moments import Moments, moments
 from .solve import Newton, Solved, Target, Try, out_of_reach, reach
 from .undisturbed import RNGState
@@ -64,7 +64,8 @@ def solve_behind(layer: Layer, target: Target, tol: float, group: dist.ProcessGr
     """
     moves = layer.has_bias and target.mean is not None
     with_mean = target.mean is not None
-    few = None if layer.activation.reshapes else sample_rows(layer.y)
+    bias_has_rows = layer.bias is not None and layer.bias.ndim >= layer.y.ndim  # W x + b, with features first
+    few = sample_rows(layer.y) if layer.activation.takes_rows and not bias_has_rows else None
 
     def evaluator(y: Tensor) -> Callable[[float, float], Try]:
         def evaluate(scale: float, shift: float) -> Try:
@@ -115,7 +116,7 @@ def solve_block(
 
     whole = evaluator(args)
     alone = len(args) == 1 and isinstance(args[0], Tensor) and not kwargs and not list(block.module.buffers())
-    few = sample_rows(args[0]) if alone else None
+    few = sample_rows(args[0]) if alone and has_rows(args[0], start) else None
     first = whole(1.0, 0.0)
     guess = (target.std / first.std if first.std > 0 else 1.0, 0.0)
     return Newton(target, tol, moves).solve(whole, whole if few is None else evaluator((few,)), guess)
@@ -154,7 +155,7 @@ def _normalised(layer: Layer, target: Target, with_mean: bool) -> tuple[float, f
 
 def sample_rows(y: Tensor) -> Tensor | None:
     """Some rows of y, evenly spread over the batch; None where y is small enough to take whole."""
-    if y.ndim < 2 or y.numel() <= 2 * _SAMPLE:
+    if y.numel() <= 2 * _SAMPLE:
         return None
     step = math.ceil(y.shape[0] / max(2, math.ceil(_SAMPLE * y.shape[0] / y.numel())))
     return y[::step].clone() if step > 1 else None

@@ -30,11 +30,11 @@ class Elementwise:
     """An activation as a function of what stands in the place of a layer's output, which it may overwrite.
 
     Attributes:
-        reshapes: a view with sizes of its own lies between, so that it takes no part of a batch.
+        takes_rows: it takes some rows of the output as well as all of them.
     """
 
     function: Callable[[Tensor], Tensor]
-    reshapes: bool
+    takes_rows: bool
 
     def __call__(self, values: Tensor) -> Tensor:
         return self.function(values)
@@ -168,13 +168,15 @@ class Follow(Eye):
         if not named and not (self.activations.has_op(op) and args and id(args[0]) in self._waiting):
             return self._settle_at_layer(output, f"its output goes to {op}")
         call: View = lambda values: func(view(values), *args[1:], **kwargs)  # noqa: E731
+        # A view with sizes of its own fits the whole output only
+        takes_rows = len(output.alias) == 1 and has_rows(output.y, output.use.weight.tensor)
         if inside is not None:
             module, _, into = inside
             call = lambda values: module.forward(into(values))  # noqa: E731
-            if not _is_function_of(call, output.y):
+            if not _is_function_of(call, output.y[:2] if takes_rows else output.y):
                 return self._settle_at_layer(output, f"{type(module).__name__} is not elementwise")
         self._release(output)
-        return self.settle(output.use, output.y, Elementwise(call, len(output.alias) > 1), "")
+        return self.settle(output.use, output.y, Elementwise(call, takes_rows), "")
 
     def settle_now(self, weight: Weight) -> None:
         """Settle what still waits for its activation: another op is about to read the same weight."""
@@ -213,8 +215,12 @@ class Follow(Eye):
 
 def _is_function_of(activation: View, y: Tensor) -> bool:
     """Does it give one tensor of as many values, the same ones each time? Draws made in finding out are put back."""
-    few = y[:2] if y.ndim > 1 else y
     rng = RNGState([y.device])
-    first, second = activation(few.clone()), activation(few.clone())
+    first, second = activation(y.clone()), activation(y.clone())
     rng.restore()
-    return isinstance(first, Tensor) and first.numel() == few.numel() and torch.equal(first, second)
+    return isinstance(first, Tensor) and first.numel() == y.numel() and torch.equal(first, second)
+
+
+def has_rows(y: Tensor, weight: Tensor) -> bool:
+    """Is the first dimension of an input or output the batch's? An unbatched one has fewer dimensions than a conv's weight."""
+    return y.ndim >= max(2, weight.ndim)

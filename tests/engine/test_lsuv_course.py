@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from small_nets import Net, matrix
 from torch import nn
 
 from lsuvcb import LSUVError, NotConvergedWarning, lsuv_
@@ -131,6 +132,62 @@ def test_activations_argument_makes_a_module_of_one_s_own_count():
     assert outputs_of(model, x, QuickGELU)[0][0] == pytest.approx(1, abs=1e-3)
 
 
+class Swish(nn.Module):
+    """With a slope for each channel."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.slope * x)
+
+
+WITHOUT_A_BATCH = {
+    "conv": lambda: (nn.Conv2d(3, 64, 3), nn.ReLU()),
+    "conv without bias": lambda: (nn.Conv2d(3, 64, 3, bias=False), Swish(64)),
+    "conv, own activation": lambda: (nn.Conv2d(3, 64, 3), Swish(64)),
+    "transposed conv": lambda: (nn.ConvTranspose2d(3, 64, 3), nn.LeakyReLU(0.1)),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_A_BATCH)
+def test_activation_of_one_image_without_a_batch_dimension_reaches_its_target(case):
+    layer, act = WITHOUT_A_BATCH[case]()
+    mean = None if layer.bias is None else 0.4
+    model, x = nn.Sequential(layer, act), torch.randn(3, 48, 48)  # the output has more values than a sample of it
+    report = lsuv_(model, x, measure="activation", activations=Swish, mean=mean, orthonormal=False)
+    assert [row.reason for row in report.layers if row.status == "scaled"] == [""]
+    std, found_mean = outputs_of(model, x, type(act))[0]
+    assert std == pytest.approx(1, abs=1e-3)
+    assert mean is None or found_mean == pytest.approx(mean, abs=1e-3)
+
+
+def test_activation_of_features_that_come_first_reaches_its_target():
+    """addmm(b, W, x): the bias has a value for each row of the output."""
+    model = Net(lambda net, x: torch.relu(torch.addmm(net.b, net.w, x)), w=matrix(256, 16), b=matrix(256, 1))
+    x = torch.randn(16, 1024)
+    lsuv_(model, x, measure="activation", mean=0.4, orthonormal=False)
+    with torch.no_grad():
+        assert model(x).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+        assert model(x).mean().item() == pytest.approx(0.4, abs=1e-3)
+
+
+def test_activation_module_behind_a_view_with_sizes_of_its_own_reaches_its_target():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.act = nn.Linear(16, 64), nn.GELU()
+
+        def forward(self, x):
+            return self.act(self.a(x).view(len(x), 4, 16))
+
+    model, x = Heads(), torch.randn(64, 16)
+    report = lsuv_(model, x, measure="activation", mean=0.4, orthonormal=False)
+    assert report.layers[0].reason == ""
+    assert outputs_of(model, x, nn.GELU)[0] == pytest.approx((1, 0.4), abs=1e-3)
+
+
 def test_activations_argument_that_is_no_activation_is_an_error():
     with pytest.raises(TypeError, match=r"`activations` takes module types, modules and torch functions, got 3"):
         lsuv_(nn.Linear(2, 2), torch.randn(8, 2), measure="activation", activations=[3])
@@ -244,6 +301,20 @@ class FloatBias(nn.Module):
 
     def forward(self, x):
         return torch.relu(x @ self.weight.T) - 0.5 + self.bias
+
+
+def test_block_on_one_image_without_a_batch_dimension_reaches_its_target():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(32, 3, 3, 3)), 0.0
+
+        def forward(self, x):
+            return F.relu(F.conv2d(x, self.weight)) - 0.4 + self.bias
+
+    model, x = nn.Sequential(Shifted()), torch.randn(3, 160, 160)
+    lsuv_(model, x, layers=Shifted, mean=0.0, orthonormal=False)
+    assert outputs_of(model, x, Shifted)[0] == pytest.approx((1, 0), abs=1e-3)
 
 
 def test_block_with_a_float_bias_reaches_its_target():
