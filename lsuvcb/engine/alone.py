@@ -13,11 +13,12 @@ from torch import Tensor
 
 from .blocks import Block, output_tensor
 from .follow import Elementwise, has_rows
-from .moments import Moments, moments
+from .moments import Moments, moments, moments_of
 from .solve import Newton, Solved, Target, Try, out_of_reach, reach
 from .undisturbed import RNGState
 
 _SAMPLE = 1 << 15  # values that a Newton step looks at before the whole output is
+_PART = 1 << 22  # values that a step on the whole output makes a copy of at a time
 _MARGIN = 0.4  # in stds: how near to the end of its activation's range a mean is brought, where the target lies outside
 
 
@@ -65,17 +66,19 @@ def solve_behind(layer: Layer, target: Target, tol: float, group: dist.ProcessGr
     moves = layer.has_bias and target.mean is not None
     with_mean = target.mean is not None
     bias_has_rows = layer.bias is not None and layer.bias.ndim >= layer.y.ndim  # W x + b, with features first
-    few = sample_rows(layer.y) if layer.activation.takes_rows and not bias_has_rows else None
+    by_rows = layer.activation.takes_rows and not bias_has_rows
+    few, parts = (sample_rows(layer.y), row_parts(layer.y)) if by_rows else (None, [layer.y])
 
-    def evaluator(y: Tensor) -> Callable[[float, float], Try]:
+    def evaluator(parts: Sequence[Tensor]) -> Callable[[float, float], Try]:
         def evaluate(scale: float, shift: float) -> Try:
-            found = moments(layer.activation(layer.moved(y, scale, shift, with_mean=with_mean)), group)
+            moved = (layer.moved(y, scale, shift, with_mean=with_mean) for y in parts)
+            found = moments_of(map(layer.activation, moved), group)
             return Try(scale, shift, float(found.std), float(found.mean))
 
         return evaluate
 
-    whole = evaluator(layer.y)
-    sample = evaluator(few) if few is not None else whole
+    whole = evaluator(parts)
+    sample = evaluator([few]) if few is not None else whole
     guess = _normalised(layer, target, with_mean)
     if not any(sample(*at).std > 0 for at in ((1.0, 0.0), guess)):
         return None
@@ -87,7 +90,8 @@ def solve_behind(layer: Layer, target: Target, tol: float, group: dist.ProcessGr
         solved = _nearest(target, tol, moves, limits, whole, sample, guess)
     best = solved.best
     if (best.scale, best.shift) != (1.0, 0.0):
-        layer.y.copy_(layer.moved(layer.y, best.scale, best.shift, with_mean=with_mean))
+        for y in parts:
+            y.copy_(layer.moved(y, best.scale, best.shift, with_mean=with_mean))
     reason = ""
     if not solved.converged:
         reason = missed(best, solved.iterations) + (f": {why}" if why else "")
@@ -159,3 +163,8 @@ def sample_rows(y: Tensor) -> Tensor | None:
         return None
     step = math.ceil(y.shape[0] / max(2, math.ceil(_SAMPLE * y.shape[0] / y.numel())))
     return y[::step].clone() if step > 1 else None
+
+
+def row_parts(y: Tensor) -> Sequence[Tensor]:
+    """The rows of y in parts of about `_PART` values, as views."""
+    return y.split(max(1, _PART * len(y) // max(1, y.numel())))

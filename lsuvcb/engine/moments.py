@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 _CHUNK = 1 << 17
 # Values near a large mean are few different ones, whose rounding errors add up: shorter products.
 _NEAR_CHUNK = 1 << 14
+# Narrower types are made float32 this many values at a time: no second, wider copy of a large activation.
+_WIDENED = 1 << 20
 # Where mean^2 exceeds this multiple of the variance, a sum of squares has lost the digits and the mean goes off first.
 _FAR = 100.0
 
@@ -51,10 +55,12 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1)
 
 
-def _sum_of_squares(x: Tensor, chunk: int = _CHUNK) -> float:
-    if x.numel() <= chunk:
-        return x.dot(x).item()
-    return math.fsum(part.dot(part).item() for part in x.split(chunk))
+def _sums(x: Tensor) -> tuple[float, float]:
+    return x.sum().item(), x.dot(x).item()
+
+
+def _sum_of_squares(x: Tensor) -> float:
+    return math.fsum(part.dot(part).item() for part in x.split(_CHUNK))
 
 
 def _cpu_moments(x: Tensor) -> Moments:
@@ -65,9 +71,9 @@ def _cpu_moments(x: Tensor) -> Moments:
         return _cpu_moments(x.double())  # the squares leave float32's range, the values do not
     var = square - mean * mean
     if mean * mean > _FAR * var:
-        around = x - mean
-        rest = around.sum().item() / n  # the mean was rounded to x's type
-        var, mean = _sum_of_squares(around, _NEAR_CHUNK) / n - rest * rest, mean + rest
+        sums, squares = zip(*(_sums(part - mean) for part in x.split(_NEAR_CHUNK)), strict=True)
+        rest = math.fsum(sums) / n  # the mean was rounded to x's type
+        var, mean = math.fsum(squares) / n - rest * rest, mean + rest
     std = math.sqrt(max(var, 0.0)) if math.isfinite(var) else math.nan
     # The peak is at most sqrt(n) times the root mean square
     if std > 1e-6 * math.sqrt(n * max(square, 0.0)):
@@ -96,19 +102,43 @@ def moments(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Moments:
         >>> round(m.mean, 2), round(m.std**2, 2)
         (6.25, 47.19)
     """
-    x = flat(tensor.detach())
-    if x.dtype not in (torch.float32, torch.float64):
-        x = x.float()
-    if group is not None:
-        return _group_moments(x, group)
-    return _cpu_moments(x) if x.device.type == "cpu" else _device_moments(x)
+    return moments_of([tensor], group)
 
 
-def _group_moments(x: Tensor, group: dist.ProcessGroup) -> Moments:
+def moments_of(parts: Iterable[Tensor], group: dist.ProcessGroup | None = None) -> Moments:
+    """`moments` of the values of several tensors on one device, of which one at a time needs to exist."""
+    found, device = [], torch.device("cpu")
+    for part in parts:
+        device = part.device
+        found += _found(flat(part.detach()))
+    here = _joined(found) if found else Moments(0.0, 0.0, 0.0, 0)
+    return here if group is None else _over_ranks(here, device, group)
+
+
+def _found(x: Tensor) -> list[Moments]:
+    find = _cpu_moments if x.device.type == "cpu" else _device_moments
+    if not x.numel():
+        return []
+    if x.dtype in (torch.float32, torch.float64):
+        return [find(x)]
+    return [find(part.float()) for part in x.split(_WIDENED)]
+
+
+def _joined(parts: list[Moments]) -> Moments:
+    """The moments of all values of the parts: the variance within them and that of their means."""
+    if len(parts) == 1:
+        return parts[0]
+    n = sum(part.count for part in parts)
+    mean = sum(part.count * part.mean for part in parts) / n
+    var = sum(part.count * (part.std**2 + (part.mean - mean) ** 2) for part in parts) / n
+    larger: Any = torch.maximum if isinstance(mean, Tensor) else max
+    return Moments(mean, var**0.5, reduce(larger, [part.peak for part in parts]), n)
+
+
+def _over_ranks(here: Moments, device: torch.device, group: dist.ProcessGroup) -> Moments:
     """First the global mean, then the sum of squares around it; each rank with its own count."""
-    n, wide = x.numel(), torch.float32 if x.device.type == "mps" else torch.float64
-    here = moments(x) if n else Moments(0.0, 0.0, 0.0, 0)
-    mean, std, peak = (torch.as_tensor(v, dtype=wide, device=x.device) for v in (here.mean, here.std, here.peak))
+    n, wide = here.count, torch.float32 if device.type == "mps" else torch.float64
+    mean, std, peak = (torch.as_tensor(v, dtype=wide, device=device) for v in (here.mean, here.std, here.peak))
     total = torch.stack([n * mean, torch.full_like(mean, n)])
     dist.all_reduce(total, group=group)
     mean_all, count = total[0] / total[1], total[1]
@@ -117,6 +147,6 @@ def _group_moments(x: Tensor, group: dist.ProcessGroup) -> Moments:
     peak = peak.clone()
     dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
     std_all = (squares / count).sqrt()
-    if x.device.type == "cpu":
+    if device.type == "cpu":
         return Moments(mean_all.item(), std_all.item(), peak.item(), n)
     return Moments(mean_all, std_all, peak, n)

@@ -12,6 +12,7 @@ from small_nets import Net, matrix
 from torch import nn
 
 from lsuvcb import LSUVError, NotConvergedWarning, lsuv_
+from lsuvcb.engine import alone
 from lsuvcb.nets import ConvLayer, GeneralRelu, get_model
 
 ACT = partial(GeneralRelu, leak=0.1, sub=0.4)
@@ -88,6 +89,27 @@ def test_activation_output_reaches_its_target(name, orthonormal):
     for found_std, found_mean in outputs_of(model, x, type(model[1])):
         assert found_std == pytest.approx(std, abs=1e-3 * std)
         assert mean is None or found_mean == pytest.approx(mean, abs=1e-3 * std)
+
+
+@pytest.mark.parametrize("make", [nn.ReLU, partial(nn.PReLU, 48)])
+def test_activation_output_solved_in_parts_reaches_its_target(make, monkeypatch):
+    model, x = nn.Sequential(nn.Linear(32, 48), make()), torch.randn(777, 32)
+    whole = copy.deepcopy(model)
+    lsuv_(whole, x, measure="activation", mean=0.5, orthonormal=False, tol=1e-6)
+    monkeypatch.setattr(alone, "_PART", 1000)
+    report = lsuv_(model, x, measure="activation", mean=0.5, orthonormal=False, tol=1e-6)
+    assert outputs_of(model, x, type(model[1]))[0] == pytest.approx((1, 0.5), abs=1e-5)
+    for a, b in zip(model.parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert report.layers[0].iterations <= 3
+
+
+def test_activation_output_solved_in_parts_is_handed_on_corrected_in_all_of_them(monkeypatch):
+    monkeypatch.setattr(alone, "_PART", 1000)
+    model, x = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 8)), torch.randn(777, 32)
+    lsuv_(model, x, measure="activation", mean=0.5, orthonormal=False)
+    with torch.no_grad():
+        assert model(x).std(correction=0).item() == pytest.approx(1, abs=1e-3)
 
 
 class Functional(nn.Module):

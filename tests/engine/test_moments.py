@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lsuvcb.engine import moments as room
 from lsuvcb.engine.finite import count_non_finite
-from lsuvcb.engine.moments import flat, moments
+from lsuvcb.engine.moments import flat, moments, moments_of
 
 
 def exact(x):
@@ -63,6 +65,60 @@ def test_moments_of_low_precision_are_of_the_values_as_they_are(dtype):
 def test_moments_of_float64_are_float64_s():
     x = torch.randn(5000, dtype=torch.float64) * 1e-3 + 1
     assert moments(x).std == pytest.approx(exact(x)[1], rel=1e-10)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1e4])
+def test_moments_of_parts_are_those_of_all_their_values(offset):
+    x = torch.randn(300_000) * torch.linspace(0.1, 3, 300_000) + offset
+    mean, std = exact(x)
+    found = moments_of(x.split([1, 99_999, 150_000, 0, 50_000]))
+    assert found.std == pytest.approx(std, rel=1e-5)
+    assert found.mean == pytest.approx(mean, rel=1e-5)
+    assert found.count == x.numel()
+
+
+def test_moments_of_parts_that_are_constant_each_are_constant_only_together():
+    assert moments_of([torch.full((5,), 3.0), torch.full((2,), 3.0)]).constant
+    assert not moments_of([torch.full((5,), 3.0), torch.full((2,), 3.1)]).constant
+
+
+def test_moments_of_parts_with_a_nan_are_no_numbers():
+    assert math.isnan(moments_of([torch.ones(3), torch.tensor([1.0, math.nan])]).std)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_moments_as_a_gpu_finds_them_are_0_d_tensors_with_the_same_values(offset):
+    """The way of the other devices, on the CPU's tensors."""
+    x = torch.randn(3000) + offset
+    found = room._joined([room._device_moments(part) for part in x.split(700)])
+    here = moments(x)
+    for there, value in ((found.mean, here.mean), (found.std, here.std), (found.peak, x.abs().max())):
+        assert isinstance(there, torch.Tensor)
+        assert there.item() == pytest.approx(float(value), rel=1e-4, abs=1e-6)
+    assert not found.constant
+    assert room._joined([room._device_moments(torch.full((n,), 3.0)) for n in (2, 5)]).constant
+
+
+def test_moments_of_a_large_low_precision_tensor_make_no_float32_copy_of_it(monkeypatch):
+    x = torch.randn(10_000).bfloat16()
+    mean, std = exact(x)
+    monkeypatch.setattr(room, "_WIDENED", 1000)
+    with Largest() as largest:
+        found = moments(x)
+    assert largest.values == 1000
+    assert (found.std, found.mean) == (pytest.approx(std, rel=1e-5), pytest.approx(mean, rel=1e-4, abs=1e-6))
+
+
+class Largest(TorchDispatchMode):
+    """The most values in a float32 tensor that an op has made."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float32:
+            self.values = max(self.values, out.numel())
+        return out
 
 
 LAYOUTS = {

@@ -13,9 +13,10 @@ import pytest
 import required
 import torch
 import torch.nn.functional as F
+from no_gpu import Waits
 from torch import nn
 
-from lsuvcb import ActivationStats, DeviceCB, MetricsCB, ProgressCB, TrainLearner
+from lsuvcb import ActivationStats, DeviceCB, GradientClipCB, MetricsCB, ProgressCB, RecorderCB, TrainLearner
 from lsuvcb.training.events import Callback
 from lsuvcb.training.metrics import MulticlassAccuracy
 
@@ -40,6 +41,56 @@ def test_ten_thousand_batches_hold_no_more_memory_than_one_thousand():
 def test_a_leak_of_80_kb_a_batch_would_be_seen():
     first, last = resident("1000", "hoard")
     assert last > 1.05 * first, (first, last)
+
+
+class WaitsOfEpochs(Callback):
+    """Collects what the host would have waited for between before_epoch and after_epoch, the epoch's own read."""
+
+    order = -99
+
+    def __init__(self, waits):
+        self.waits, self.found = waits, []
+
+    def before_epoch(self, learn):
+        self.begun = len(self.waits.names)
+
+    def after_epoch(self, learn):
+        self.found.append(self.waits.names[self.begun :])
+
+
+class ReadsTheLoss(Callback):
+    def after_loss(self, learn):
+        learn.loss.item()
+
+
+def epochs_without_values(more: list[Callback]) -> list[list[str]]:
+    """Two epochs on the device "meta", where a tensor has no values that could be read: the waits of each pass."""
+    x, y = torch.randn(256, 16), torch.randint(0, 10, (256,))
+    train = [(x[i : i + 32], y[i : i + 32]) for i in range(0, 256, 32)]
+    net = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    with Waits() as waits:
+        epochs, stats = WaitsOfEpochs(waits), ActivationStats(nn.ReLU)
+        cbs = [
+            DeviceCB("meta"),
+            MetricsCB(accuracy=MulticlassAccuracy()),
+            ProgressCB(),
+            GradientClipCB(1.0),
+            RecorderCB(lr=lambda cb: cb.pg["lr"]),
+            stats,
+            epochs,
+        ]
+        dls = SimpleNamespace(train=train, valid=train)
+        TrainLearner(net, dls, F.cross_entropy, cbs=[*cbs, *more]).fit(2)
+    assert len(stats.stats["2"]) == 16
+    return epochs.found
+
+
+def test_epoch_never_waits_for_a_gpu_between_its_reads(capsys):
+    assert epochs_without_values([]) == [[], [], [], []]
+
+
+def test_epoch_that_reads_each_loss_is_seen_to_wait(capsys):
+    assert [len(waits) for waits in epochs_without_values([ReadsTheLoss()])] == [8, 8, 8, 8]
 
 
 class NoWaiting(Callback):
