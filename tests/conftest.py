@@ -3,6 +3,7 @@
 import matplotlib
 import pytest
 import required
+import torch
 
 matplotlib.use("Agg")
 
@@ -28,6 +29,12 @@ def fashion_mnist_data() -> None:
 def mnist_data() -> None:
     """The test needs MNIST's files."""
     required.need_data("mnist")
+
+
+@pytest.fixture(autouse=True)
+def _gpu(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+        required.missing("gpu", "no CUDA device")
 
 
 @pytest.fixture(autouse=True)

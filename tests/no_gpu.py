@@ -32,6 +32,11 @@ class Waits(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         inputs = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        source = args[1] if name == "copy_" else args[0] if args else None
+        goes_to = args[0].device.type if name == "copy_" else torch.device(kwargs.get("device") or "cpu").type
+        copies = name in ("to", "_to_copy", "copy_") and isinstance(source, Tensor) and source.device.type == "cpu"
+        if copies and goes_to != "cpu" and not kwargs.get("non_blocking"):
+            self.names.append(f"{name} to the device")
         if all(t.device.type == "cpu" for t in inputs):
             return func(*args, **kwargs)
         if name in ("_local_scalar_dense", "equal"):

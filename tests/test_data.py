@@ -119,7 +119,6 @@ def test_tensor_loader_moves_to_its_device_once():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_tensor_loader_cuts_batches_on_the_gpu_in_the_cpus_order():
     x = torch.arange(100)
     batches = {}

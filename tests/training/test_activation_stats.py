@@ -276,28 +276,3 @@ def test_constants_are_the_ones_that_the_docstrings_name():
     assert (activation_stats.BINS, activation_stats.LIMIT) == (40, 10.0)
     assert "8,000" in ActivationStats.__doc__
     assert pytest.approx(8000, rel=0.05) == activation_stats.SAMPLE
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_training_epoch_on_a_gpu_waits_for_nothing():
-    from lsuvcb.training.callbacks import DeviceCB
-    from lsuvcb.training.metrics import MetricsCB
-    from lsuvcb.training.progress import ProgressCB
-
-    x, y = torch.randn(8, 5, device="cuda"), torch.randn(8, 2, device="cuda")
-    dls = SimpleNamespace(train=[(x, y)] * 20, valid=[(x, y)])
-
-    class Strict:
-        def __iter__(self):
-            torch.cuda.set_sync_debug_mode("error")
-            yield from [(x, y)] * 20
-            torch.cuda.set_sync_debug_mode("default")
-
-    dls.train = Strict()
-    stats = ActivationStats(nn.ReLU)
-    try:
-        learner([DeviceCB("cuda"), MetricsCB(), ProgressCB(), stats], dls, net()).fit(2)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len(stats.stats["2"]) == 40

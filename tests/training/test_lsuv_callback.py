@@ -410,7 +410,6 @@ def test_callback_hears_one_event():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_model_and_the_batch_are_there_and_results_are_the_cpus(capsys):
     torch.backends.cuda.matmul.allow_tf32 = False
     models = {}
@@ -431,7 +430,6 @@ def test_on_a_gpu_the_model_and_the_batch_are_there_and_results_are_the_cpus(cap
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_no_activation_is_copied_to_the_host(capsys):
     from torch.utils._python_dispatch import TorchDispatchMode
 
