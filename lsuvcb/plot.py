@@ -150,6 +150,7 @@ def plot_stds(
     before: Sequence[float],
     after: Sequence[float] | None = None,
     *,
+    signal: Sequence[float] | None = None,
     ax: Axes | None = None,
     target: float | None = 1.0,
     title: str | None = "Standard deviation of each layer's output",
@@ -159,24 +160,31 @@ def plot_stds(
     Args:
         names: of the layers, in execution order; all are written if they are few, else every so many.
         before, after: one std for each layer; those that are 0 or not finite have no place on a log scale and are left out.
+        signal: what of `before` tells one sample from another; drawn dotted.
         ax: where. None: new axes.
         target: a line to compare with. None: no line.
         title: above it.
 
     Raises:
-        ValueError: `before` or `after` has another length than `names`.
+        ValueError: `before`, `after` or `signal` has another length than `names`.
     """
-    curves = {"before": before} if after is None else {"before": before, "after": after}
+    given = {"before": before, "after": after, "signal": signal}
+    curves = {name: stds for name, stds in given.items() if stds is not None}
+    words = {} if signal is None else {"before": "std", "signal": "what of it tells samples apart"}
     for name, stds in curves.items():
         if len(stds) != len(names):
             raise ValueError(f"`{name}` must have one std for each of the {len(names)} names, got {len(stds)}.")
     ax = ax if ax is not None else _new_axes((7.5, 4.2))
     if target is not None:
         ax.axhline(target, color=QUIET, lw=1, ls="--", zorder=1)
-    for (name, stds), color, marker in zip(curves.items(), (BEFORE, AFTER), "os", strict=False):
+    styles = {"before": (BEFORE, "o", "-"), "after": (AFTER, "s", "-"), "signal": (BEFORE, "", ":")}
+    for name, stds in curves.items():
         shown = [std if std > 0 and math.isfinite(std) else math.nan for std in stds]
+        color, marker, line = styles[name]
         marker = marker if len(names) <= MOST_MARKS else ""
-        ax.plot(range(len(names)), shown, color=color, marker=marker, ms=4.5, lw=1.8, label=name)
+        ax.plot(
+            range(len(names)), shown, color=color, marker=marker, ls=line, ms=4.5, lw=1.8, label=words.get(name, name)
+        )
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     if high < 10 * low:  # a flat line fills no decade: give it one, or its noise looks like a signal
@@ -193,7 +201,7 @@ def plot_stds(
     ax.set(xlabel="layer, in execution order", ylabel="std of output (log scale)")
     if title is not None:
         ax.set_title(title)
-    if after is not None:
+    if len(curves) > 1:
         ax.legend(frameon=False)
     return _quiet(ax)
 

@@ -26,7 +26,7 @@ from torch import nn
 from .account import layer_reports, no_layers, warn_if_missed
 from .commit import changes_of, commit
 from .errors import InputScaleWarning, TrainedModelWarning
-from .measure import Measure
+from .measure import Look
 from .ranks import agree, group_of
 from .report import LayerSurvey, LSUVReport, Survey
 from .run import Forward, Runner, plan_of
@@ -168,12 +168,12 @@ def survey(model: nn.Module, batch: Any, *, layers: Selector | None = None, forw
     """
     run = Runner(model, batch, forward)
     with undisturbed(model, batch) as run.snapshot:
-        eye = run.watch(Measure(Weights(model, layers)))
+        eye = run.watch(Look(Weights(model, layers)))
         found = [w for w in eye.weights.met if w.name in eye.found and not w.unselected]
         if not found:
             raise no_layers(run, layers, eye.weights.all)
-    numbers = eye.read()
-    rows = [LayerSurvey(w.name, w.kind, *numbers[w.name]) for w in found]
+    numbers, signals = eye.read(), eye.read_signals()
+    rows = [LayerSurvey(w.name, w.kind, *numbers[w.name], signals.get(w.name)) for w in found]
     return Survey(rows, run.input_std, run.input_mean)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .blocks import output_tensor
 from .eye import Use, output_of
-from .follow import Activations, Elementwise, Follow
+from .follow import Activations, Elementwise, Follow, has_rows
 from .moments import Moments, Number, moments
 from .weights import Weight, Weights
 
@@ -38,15 +38,36 @@ class Measure(Follow):
         weight.uses += 1
         self.weights.meet(weight, "block")
         if weight.uses == 1:
-            self.found[weight.name] = moments(output_tensor(output), self.group)
+            self.note(weight, output_tensor(output))
 
     def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
-        self.found[use.weight.name] = moments(y if activation is None else activation(y.clone()), self.group)
+        self.note(use.weight, y if activation is None else activation(y.clone()))
+
+    def note(self, weight: Weight, y: Tensor) -> None:
+        self.found[weight.name] = moments(y, self.group)
 
     def read(self) -> dict[str, tuple[float, float]]:
         """Std and mean by name, read from each device once."""
         rows = read({name: (m.std, m.mean) for name, m in self.found.items()})
         return {name: (std, mean) for name, (std, mean) in rows.items()}
+
+
+class Look(Measure):
+    """Measures also how much of each output differs from sample to sample: what `survey` needs to know."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(weights)
+        self.signals: dict[str, Number] = {}
+
+    def note(self, weight: Weight, y: Tensor) -> None:
+        super().note(weight, y)
+        if has_rows(y, weight.tensor) and len(y) > 1:
+            y = y if y.dtype == torch.float64 else y.float()
+            self.signals[weight.name] = y.var(0, correction=0).mean().sqrt()
+
+    def read_signals(self) -> dict[str, float]:
+        """By name, the root mean square over all features of each one's std over the samples; read from each device once."""
+        return {name: signal for name, (signal,) in read({n: (s,) for n, s in self.signals.items()}).items()}
 
 
 def read(rows: dict[str, Sequence[Number]]) -> dict[str, list[float]]:

@@ -183,6 +183,7 @@ class LSUVReport:
 
 
 _HEAD = ("layer", "kind", "std", "mean", "->", "std", "mean", "scale", "status")
+_SURVEY_HEAD = ("layer", "kind", "std", "mean", "signal")
 _FLUSH_LEFT = (0, 1, 8)
 
 
@@ -205,12 +206,19 @@ def _few(names: Sequence[str], most: int = 4) -> str:
 
 @dataclass
 class LayerSurvey:
-    """One layer's output on one batch: mean and population std over all its values."""
+    """One layer's output on one batch.
+
+    Attributes:
+        std, mean: over all its values; the population's.
+        signal: how much of std tells one sample from another: each feature's std over the samples, as their root mean
+            square. The rest is what the features differ by, biases above all. None where there is one sample.
+    """
 
     name: str
     kind: str
     std: float
     mean: float
+    signal: float | None = None
 
 
 @dataclass
@@ -230,20 +238,21 @@ class Survey:
     def verdict(self) -> str:
         """One sentence. The rule compares the median std of the last third of the layers with that of the first third:
 
-        below 1/3 of it the signal is vanishing, above 3 times it exploding; otherwise it is steady, and near unit
-        variance if every std lies in [1/2, 2]. A std that is no number is named first; constant outputs (a branch that
-        starts at zero) are counted and take no part in the comparison.
+        below 1/3 of it the signal is vanishing, above 3 times it exploding; otherwise it is near unit variance if every
+        std lies in [1/2, 2], and steady if not. But biases can hold up the std of outputs that no longer depend on the
+        input: where signal / std, compared in the same way, falls below 1/30, such a net is vanishing too. A std that is
+        no number is named first; constant outputs (a branch that starts at zero) are counted and take no part.
         """
         for layer in self.layers:
             if not math.isfinite(layer.std):
                 return f"not finite from {layer.name!r} on: exploding; lsuv_ would help"
-        stds = [layer.std for layer in self.layers if layer.std > 0]
+        varied = [layer for layer in self.layers if layer.std > 0]
+        stds = [layer.std for layer in varied]
         if not stds:
             return "every output is constant: no scale gives it a spread; look at the inputs and the first layer"
         constant = f", {len(self.layers) - len(stds)} more constant" if len(stds) < len(self.layers) else ""
         count = ("1 layer" if len(stds) == 1 else f"{len(stds)} layers") + constant
-        third = max(1, len(stds) // 3)
-        first, last = _median(stds[:third]), _median(stds[-third:])
+        first, last = _ends(stds)
         if last < first / 3:
             return f"std falls from {number(stds[0])} to {number(stds[-1])} over {count}: vanishing; lsuv_ would help"
         if last > first * 3:
@@ -252,27 +261,39 @@ class Survey:
         span = f"std between {number(low)} and {number(high)} over {count}"
         if low >= 0.5 and high <= 2:
             return f"{span}: near unit variance; little to gain from lsuv_"
+        known = [(layer.signal, layer.signal / layer.std) for layer in varied if layer.signal is not None]
+        if known:
+            signals, shares = zip(*known, strict=True)
+            most, least = _ends(shares)
+            if least < most / 30:
+                fall = f"from {number(signals[0])} to {number(signals[-1])}"
+                return f"{span}, but what of it tells samples apart falls {fall}: vanishing; lsuv_ would help"
         return f"{span}: steady, but not unit variance; lsuv_ sets it to 1"
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [(r.name, r.kind[:20], number(r.std), number(r.mean)) for r in self.layers]
+        return [(r.name, r.kind[:20], *map(number, (r.std, r.mean, r.signal))) for r in self.layers]
 
     def __str__(self) -> str:
-        return "\n".join([f"Survey: {self.verdict}", *table([_HEAD[:4], *self._rows()], left=(0, 1))])
+        return "\n".join([*wrapped("", f"Survey: {self.verdict}"), *table([_SURVEY_HEAD, *self._rows()], left=(0, 1))])
 
     def _repr_html_(self) -> str:
-        return table_html(f"Survey: {self.verdict}", _HEAD[:4], self._rows(), left=(0, 1))
+        return table_html(f"Survey: {self.verdict}", _SURVEY_HEAD, self._rows(), left=(0, 1))
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values that json.dumps takes."""
         return {**asdict(self), "verdict": self.verdict}
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Std of each layer's output by depth, on a log scale."""
+        """Std of each layer's output by depth, and what of it tells samples apart, on a log scale."""
         from ..plot import plot_stds
 
-        return plot_stds([r.name for r in self.layers], [r.std for r in self.layers], ax=ax)
+        names, stds, signals = zip(*((r.name, r.std, r.signal) for r in self.layers), strict=True)
+        known = [math.nan if signal is None else signal for signal in signals]
+        return plot_stds(names, stds, signal=None if all(map(math.isnan, known)) else known, ax=ax)
 
 
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """The medians of the first and of the last third."""
+    third = max(1, len(values) // 3)
+    first, last = (sorted(part)[third // 2] for part in (values[:third], values[-third:]))
+    return first, last

@@ -8,12 +8,16 @@ from probe import forwards, probed
 from small_nets import column, linear, lively, relu_mlp
 from torch import nn
 
-from lsuvcb.engine import Survey, survey
+from lsuvcb.engine import Survey, lsuv_, survey
 from lsuvcb.engine.report import LayerSurvey
 
 
-def of(*stds):
-    return Survey([LayerSurvey(f"l{i}", "Linear", float(std), 0.0) for i, std in enumerate(stds)], 1.0, 0.0)
+def of(*stds, signals=None):
+    signals = signals or [None] * len(stds)
+    rows = zip(stds, signals, strict=True)
+    return Survey(
+        [LayerSurvey(f"l{i}", "Linear", float(std), 0.0, signal) for i, (std, signal) in enumerate(rows)], 1.0, 0.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,62 @@ def of(*stds):
 )
 def test_survey_verdict_follows_its_rule(stds, says):
     assert says in of(*stds).verdict
+
+
+@pytest.mark.parametrize(
+    ("signals", "says"),
+    [
+        ((0.3, 0.1, 0.01), "steady"),  # 1/30 of it is not below 1/30
+        (
+            (0.3, 0.1, 0.0099),
+            "but what of it tells samples apart falls from 0.3 to 0.0099: vanishing; lsuv_ would help",
+        ),
+        ((0.3, None, 0.0099), "what of it tells samples apart falls"),
+        ((None, None, None), "steady"),
+        ((0.0, 0.0, 0.0), "steady"),  # a batch of equal samples tells nothing
+        ((0.3, 0.3, float("nan")), "steady"),
+    ],
+)
+def test_survey_verdict_sees_a_signal_that_vanishes_under_a_steady_std(signals, says):
+    assert says in of(0.3, 0.3, 0.3, signals=signals).verdict
+
+
+def test_survey_verdict_of_unit_variance_has_nothing_to_gain_from_lsuv_whatever_the_signal():
+    assert "little to gain" in of(1, 1, 1, signals=(1, 0.1, 0.001)).verdict
+
+
+def test_survey_signal_by_hand():
+    # features 1 3 / 10 30 (two samples, rows): stds 4.5 and 13.5 over the samples, root mean square sqrt(101.25)
+    net, x = nn.Linear(1, 2, bias=False), column(1.0, 10.0)
+    net.weight.data = torch.tensor([[1.0], [3.0]])
+    assert survey(net, x).layers[0].signal == pytest.approx(101.25**0.5)
+    assert survey(net, x[:1]).layers[0].signal is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_survey_signal_leaves_out_what_the_features_differ_by(dtype):
+    net, x = nn.Linear(8, 64).to(dtype), torch.randn(512, 8).to(dtype)
+    before = survey(net, x).layers[0]
+    net.bias.data = torch.arange(64, dtype=dtype)
+    after = survey(net, x).layers[0]
+    assert after.std > 10 * before.std
+    assert after.signal == pytest.approx(before.signal, rel=0.1)
+
+
+def test_survey_signal_of_one_image_without_a_batch_dimension_is_unknown():
+    assert survey(nn.Conv2d(3, 4, 3), torch.randn(3, 8, 8)).layers[0].signal is None
+
+
+@pytest.mark.parametrize("depth", [5, 10, 20, 50])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh])
+def test_survey_of_a_deep_net_as_pytorch_makes_it_vanishes_and_lsuv_mends_it(depth, act):
+    """Biases hold up the std while the signal dies."""
+    torch.manual_seed(depth)
+    net = nn.Sequential(*(m for _ in range(depth) for m in (nn.Linear(64, 64), act())))
+    x = torch.randn(256, 64)
+    assert "vanishing; lsuv_ would help" in survey(net, x).verdict
+    lsuv_(net, x)
+    assert "near unit variance" in survey(net, x).verdict
 
 
 def test_survey_measures_each_layer_by_hand():
@@ -109,4 +169,8 @@ def test_survey_plot_draws_the_stds_on_a_log_scale(monkeypatch):
     axes = of(1, 0.5, 0.25).plot()
     assert axes.get_yscale() == "log"
     assert [1.0, 0.5, 0.25] in [list(line.get_ydata()) for line in axes.get_lines()]
+    assert axes.get_legend() is None
+    axes = of(1, 0.5, 0.25, signals=(0.9, None, 0.1)).plot()
+    assert [1.0, 0.5, 0.25] in [list(line.get_ydata()) for line in axes.get_lines()]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["std", "what of it tells samples apart"]
     pyplot.close("all")
