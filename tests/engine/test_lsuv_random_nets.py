@@ -14,11 +14,13 @@ from probe import forwards, probe, report_name
 from torch import nn
 
 from lsuvcb import NoLayersError, lsuv_
+from lsuvcb.nets import GeneralRelu
 
-WIDTH = 8
+WIDTH, ROWS = 8, 64
 LEAVES = (
     "linear", "linear without bias", "bare", "bare transposed", "relu", "tanh", "gelu", "leaky in place", "dropout",
     "layer norm", "batch norm", "zero", "frozen", "shared", "weight norm", "scaled by a parameter",
+    "heads", "conv", "conv without a batch", "tanh of linear", "general relu", "silu in place",
 )  # fmt: skip
 leaves = st.sampled_from(LEAVES)
 plans = st.recursive(
@@ -50,6 +52,38 @@ class Scaled(nn.Module):
 
     def forward(self, x):
         return x * self.gamma
+
+
+class Heads(nn.Module):
+    """A layer whose output is viewed with sizes of its own before its activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.act = nn.Linear(WIDTH, WIDTH), nn.GELU()
+
+    def forward(self, x):
+        return self.act(self.layer(x).view(len(x), 2, WIDTH // 2)).flatten(1)
+
+
+class Conv(nn.Module):
+    """Each sample as a picture of 2 x 4; without a batch, all of them as the channels of one."""
+
+    def __init__(self, batched: bool):
+        super().__init__()
+        self.conv, self.batched = nn.Conv2d(*((1, 1) if batched else (ROWS, ROWS)), 3, padding=1), batched
+
+    def forward(self, x):
+        y = x.view(ROWS, 2, WIDTH // 2)
+        return F.leaky_relu(self.conv(y.unsqueeze(1) if self.batched else y), 0.1).reshape(ROWS, WIDTH)
+
+
+class TanhOfLinear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x))
 
 
 class Joined(nn.Module):
@@ -95,6 +129,12 @@ def build(plan: Any, shared: nn.Module) -> nn.Module:
         "layer norm": lambda: nn.LayerNorm(WIDTH),
         "batch norm": lambda: nn.BatchNorm1d(WIDTH),
         "scaled by a parameter": Scaled,
+        "heads": Heads,
+        "conv": lambda: Conv(True),
+        "conv without a batch": lambda: Conv(False),
+        "tanh of linear": TanhOfLinear,
+        "general relu": lambda: GeneralRelu(leak=0.1, sub=0.4),
+        "silu in place": lambda: nn.SiLU(inplace=True),
     }[plan]()
 
 
@@ -104,18 +144,24 @@ def net_of(plan: Any, seed: int, dtype: torch.dtype, training: bool) -> nn.Modul
     return model.to(dtype).train(training)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
-    plan=plans,
-    seed=st.integers(0, 2**16),
-    dtype=st.sampled_from((torch.float32, torch.float32, torch.float64, torch.bfloat16)),
-    training=st.booleans(),
-    orthonormal=st.booleans(),
-    stop=st.integers(1, 12),
-)
+def settled(**ranges: Any) -> Any:
+    """Hypothesis's settings and the plan, seed and modes of a net, for a test that takes them with `ranges`."""
+    given_net = given(
+        plan=plans,
+        seed=st.integers(0, 2**16),
+        dtype=st.sampled_from((torch.float32, torch.float32, torch.float64, torch.bfloat16)),
+        training=st.booleans(),
+        orthonormal=st.booleans(),
+        **ranges,
+    )
+    quiet = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    return lambda test: quiet(given_net(test))
+
+
+@settled(stop=st.integers(1, 12))
 def test_lsuv_random_net_holds_every_promise(undisturbed, plan, seed, dtype, training, orthonormal, stop):
     model = net_of(plan, seed, dtype, training)
-    x = torch.randn(64, WIDTH).to(dtype)
+    x = torch.randn(ROWS, WIDTH).to(dtype)
     interrupted_is_as_before(copy.deepcopy(model), x, orthonormal, stop)
 
     rng = torch.get_rng_state()
@@ -139,6 +185,30 @@ def test_lsuv_random_net_holds_every_promise(undisturbed, plan, seed, dtype, tra
         report_name(model, n) for n, p in model.named_parameters() if p.ndim > 1 and ".parametrizations" not in n
     }
     assert matrices | computed <= rows.keys()
+
+
+@pytest.mark.filterwarnings("ignore::lsuvcb.NotConvergedWarning")
+@settled(
+    measure=st.sampled_from(("layer", "activation")),
+    std=st.sampled_from((1.0, 0.3, 2.0)),
+    mean=st.sampled_from((None, 0.0, 0.5)),
+)
+def test_lsuv_random_net_is_at_any_target_or_says_why_not(
+    undisturbed, plan, seed, dtype, training, orthonormal, measure, std, mean
+):
+    model = net_of(plan, seed, dtype, training)
+    x = torch.randn(ROWS, WIDTH).to(dtype)
+    with undisturbed(model, draws=orthonormal), forwards(model) as calls:
+        report = lsuv_(model, x, measure=measure, std=std, mean=mean, orthonormal=orthonormal)
+    assert len(calls) == report.passes == 3
+    tol = (3e-2 if dtype == torch.bfloat16 else 1e-3) * std
+    for row in report.layers:
+        moves = mean is not None and "mean not moved" not in row.reason
+        if row.status in ("scaled", "unchanged"):
+            assert abs(row.std_after - std) <= tol, row
+            assert not moves or abs(row.mean_after - mean) <= tol, row
+        else:
+            assert row.reason, row
 
 
 def interrupted_is_as_before(model: nn.Module, x: torch.Tensor, orthonormal: bool, stop: int) -> None:
