@@ -79,6 +79,7 @@ class Learner:
         do_train, do_valid: what this fit does.
         history: rows of the last fit, one for each epoch and loader, written by MetricsCB.
         is_main: False on every process of a distributed fit but one, the one that prints and writes files.
+        rehearsing: True inside `lr_find` and `survey`: no trace is to be left, and no row to be logged.
         lr_finder: the LRFinderCB of the last `lr_find`, with its `lrs` and `losses`.
 
     Example:
@@ -94,6 +95,7 @@ class Learner:
 
     n_inp = 1
     is_main = True
+    rehearsing = False
     lr_finder: lr_find.LRFinderCB
     batch: Any
     preds: Any

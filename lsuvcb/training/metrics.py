@@ -95,7 +95,7 @@ class MetricsCB(Callback):
 
     Runs at before_fit, before_epoch, after_batch and after_epoch. A row is
     `{"accuracy": 0.43, "loss": 1.61, "epoch": 0, "train": "train" or "eval"}`. Without a ProgressCB it is printed;
-    override `_log(row)` to send it elsewhere.
+    override `_log(row)` to send it elsewhere. The rows of `lr_find` are neither.
 
     Args:
         *ms: metrics, named by their class: torcheval's, torchmetrics', or anything with reset, update and compute.
@@ -147,7 +147,7 @@ class MetricsCB(Callback):
         row["loss"] = self.loss.compute(learn.gather)
         row |= {"epoch": learn.epoch, "train": "train" if learn.training else "eval"}
         learn.history.append(row)
-        if learn.is_main:
+        if learn.is_main and not learn.rehearsing:
             self._log(row)
 
     def _log(self, row: dict[str, Any]) -> None:

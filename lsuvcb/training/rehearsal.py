@@ -22,7 +22,7 @@ def rehearsal(learn: Learner) -> Iterator[None]:
     A callback that cannot be copied (it holds an open file, say) takes part itself.
     """
     held = dict(vars(learn))
-    learn.cbs = _stand_ins(learn)
+    learn.cbs, learn.rehearsing = _stand_ins(learn), True
     try:
         yield
     finally:

@@ -10,7 +10,16 @@ from tiny import learner, line, loaders, net, recorder, seed_all
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
-from lsuvcb import ActivationStats, BatchSchedCB, DataLoaders, LSUVCallback, MetricsCB, MomentumLearner, TrainLearner
+from lsuvcb import (
+    ActivationStats,
+    BatchSchedCB,
+    DataLoaders,
+    LSUVCallback,
+    MetricsCB,
+    MomentumLearner,
+    ProgressCB,
+    TrainLearner,
+)
 from lsuvcb.training.checkpoint import CheckpointCB
 from lsuvcb.training.lr_find import LRFinderCB, suggest
 
@@ -49,6 +58,22 @@ def test_finder_ends_after_max_epochs():
     learn = learner(dls=loaders(train=2))
     learn.lr_find(max_epochs=3)
     assert len(learn.lr_finder.lrs) == 6
+
+
+@pytest.mark.parametrize("bar", [[], [ProgressCB()]], ids=["alone", "with a bar"])
+def test_lr_find_logs_no_row(bar, capsys):
+    class ToAService(MetricsCB):
+        sent = 0
+
+        def _log(self, row):
+            type(self).sent += 1
+
+    learn = learner([MetricsCB(), ToAService(), *bar], loaders(train=2))
+    learn.lr_find(max_epochs=3)
+    assert (capsys.readouterr().out, ToAService.sent) == ("", 0)
+    learn.fit(1)
+    assert ToAService.sent == 2
+    assert not learn.rehearsing
 
 
 def test_suggestion_is_where_the_loss_falls_fastest():
