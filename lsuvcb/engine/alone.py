@@ -90,7 +90,7 @@ def solve_behind(layer: Layer, target: Target, tol: float, group: dist.ProcessGr
         solved = _nearest(target, tol, moves, limits, whole, sample, guess)
     best = solved.best
     if (best.scale, best.shift) != (1.0, 0.0):
-        for y in parts:
+        for y in [layer.y] if layer.y.requires_grad else parts:  # autograd takes no change of a part
             y.copy_(layer.moved(y, best.scale, best.shift, with_mean=with_mean))
     reason = ""
     if not solved.converged:

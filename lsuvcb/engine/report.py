@@ -238,10 +238,10 @@ class Survey:
     def verdict(self) -> str:
         """One sentence. The rule compares the median std of the last third of the layers with that of the first third:
 
-        below 1/3 of it the signal is vanishing, above 3 times it exploding; otherwise it is near unit variance if every
-        std lies in [1/2, 2], and steady if not. But biases can hold up the std of outputs that no longer depend on the
-        input: where signal / std, compared in the same way, falls below 1/30, such a net is vanishing too. A std that is
-        no number is named first; constant outputs (a branch that starts at zero) are counted and take no part.
+        below 1/3 of it the signal is vanishing, above 3 times it, and 1 or more, exploding. Biases can hold up the std of
+        outputs that no longer depend on the input: where signal / std, compared in the same way, falls below 1/30, the
+        signal is vanishing too. Otherwise it is near unit variance if every std lies in [1/2, 2], and steady if not. A
+        std that is no number is named first; constant outputs (a branch that starts at zero) are counted and take no part.
         """
         for layer in self.layers:
             if not math.isfinite(layer.std):
@@ -254,20 +254,19 @@ class Survey:
         count = ("1 layer" if len(stds) == 1 else f"{len(stds)} layers") + constant
         first, last = _ends(stds)
         if last < first / 3:
-            return f"std falls from {number(stds[0])} to {number(stds[-1])} over {count}: vanishing; lsuv_ would help"
-        if last > first * 3:
-            return f"std grows from {number(stds[0])} to {number(stds[-1])} over {count}: exploding; lsuv_ would help"
+            return f"std falls {_change(stds)} over {count}: vanishing; lsuv_ would help"
+        if last > first * 3 and last >= 1:
+            return f"std grows {_change(stds)} over {count}: exploding; lsuv_ would help"
         low, high = min(stds), max(stds)
         span = f"std between {number(low)} and {number(high)} over {count}"
-        if low >= 0.5 and high <= 2:
-            return f"{span}: near unit variance; little to gain from lsuv_"
         known = [(layer.signal, layer.signal / layer.std) for layer in varied if layer.signal is not None]
         if known:
             signals, shares = zip(*known, strict=True)
             most, least = _ends(shares)
             if least < most / 30:
-                fall = f"from {number(signals[0])} to {number(signals[-1])}"
-                return f"{span}, but what of it tells samples apart falls {fall}: vanishing; lsuv_ would help"
+                return f"{span}, but what of it tells samples apart falls {_change(signals)}: vanishing; lsuv_ would help"
+        if low >= 0.5 and high <= 2:
+            return f"{span}: near unit variance; little to gain from lsuv_"
         return f"{span}: steady, but not unit variance; lsuv_ sets it to 1"
 
     def _rows(self) -> list[tuple[str, ...]]:
@@ -290,6 +289,14 @@ class Survey:
         names, stds, signals = zip(*((r.name, r.std, r.signal) for r in self.layers), strict=True)
         known = [math.nan if signal is None else signal for signal in signals]
         return plot_stds(names, stds, signal=None if all(map(math.isnan, known)) else known, ax=ax)
+
+
+def _change(values: Sequence[float]) -> str:
+    """From the first to the last layer where these show what the medians of the thirds do, else from median to median."""
+    first, last = _ends(values)
+    if (last < first) == (values[-1] < values[0]) and not 1 / 3 <= values[-1] / (values[0] or 1) <= 3:
+        return f"from {number(values[0])} to {number(values[-1])}"
+    return f"from {number(first)} to {number(last)} (medians of the first and the last third)"
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:

@@ -87,7 +87,8 @@ def fresh(batch: Any) -> Any:
 def first_float(batch: Any) -> Tensor | None:
     """The tensor whose scale is the input's: the batch's first real floating one."""
     batch = dict(batch) if isinstance(batch, Mapping) else batch
-    return next((t for t in tensors_in(batch) if torch.is_floating_point(t) and t.numel()), None)
+    dense = (t for t in tensors_in(batch) if t.layout == torch.strided and torch.is_floating_point(t))
+    return next((t for t in dense if t.numel()), None)
 
 
 AnyEye = TypeVar("AnyEye", bound=Eye)

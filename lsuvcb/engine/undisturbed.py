@@ -71,8 +71,17 @@ def devices_of(model: nn.Module, batch: Any = None) -> set[torch.device]:
     return {t.device for t in (*held, *tensors_in(batch))}
 
 
+_PLAIN = (bool, int, float, complex, str, bytes, tuple, torch.dtype, torch.device)
+_INTERNAL = frozenset(vars(nn.Module()))  # what torch itself keeps in a module
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """The attributes that are no parameter, buffer, module or hook: sizes of caches, counters, flags."""
+    return {name: value for name, value in vars(module).items() if name not in _INTERNAL}
+
+
 class Snapshot:
-    """What a forward may change in a model besides its outputs: modes, buffers, gradients, flags, RNG."""
+    """What a forward may change in a model besides its outputs: modes, buffers, plain attributes, gradients, flags, RNG."""
 
     def __init__(self, model: nn.Module, batch: Any = None) -> None:
         self._rng = RNGState(devices_of(model, batch))
@@ -81,14 +90,17 @@ class Snapshot:
         # an embedding with a max_norm rescales its table in the forward
         written += [m.weight for m, *_ in self._modules if vars(m).get("max_norm") and isinstance(m.weight, Tensor)]
         self._written = {t: t.detach().clone() for t in written}
+        self._versions = {t: t._version for t in written if t.layout != torch.strided}
+        self._plain = {m: plain_attributes(m) for m, *_ in self._modules}
         parameters = {id(p): p for m, *_ in self._modules for p in m._parameters.values() if p is not None}
         self._grads = [(p, p.grad, p.requires_grad) for p in parameters.values()]
 
     def renew(self, module: nn.Module) -> None:
-        """Take the values that the buffers of `module` have now for the ones to keep."""
+        """Take the values that the buffers and plain attributes of `module` have now for the ones to keep."""
         for buffer in module.buffers():
             if buffer in self._written:
                 self._written[buffer] = buffer.detach().clone()
+        self._plain.update((m, plain_attributes(m)) for m in module.modules())
 
     def hide_gradients(self) -> None:
         """Take the gradients off the parameters, where a forward's backward() would add to them, until `restore`."""
@@ -108,9 +120,11 @@ class Snapshot:
                 module._buffers.update(buffers)
             for name in module._buffers.keys() - buffers.keys():
                 del module._buffers[name]
+        for module, attributes in self._plain.items():
+            _put_back(module, attributes)
         for buffer, value in self._written.items():
             # copy_ bumps the version counter, so an unchanged buffer is left alone
-            if not _same(buffer, value):
+            if not (_same(buffer, value) if buffer not in self._versions else buffer._version == self._versions[buffer]):
                 buffer.copy_(value)
         for p, grad, requires_grad in self._grads:
             if p.grad is not grad:
@@ -123,7 +137,22 @@ class Snapshot:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
+    if any(size > 1 and stride == 0 for size, stride in zip(a.shape, a.stride(), strict=True)):
+        return True  # an expanded buffer: torch lets nothing write into it
     return a.device.type == "cpu" and a.shape == b.shape and torch.equal(a, b)
+
+
+def _put_back(module: nn.Module, attributes: dict[str, Any]) -> None:
+    """A plain value (a number, a text, a tuple, None) is put back, what is new goes: a cache's size fits its buffer again.
+
+    Tensors and other objects that a module sets anew in each forward stay: weight_norm's weight, say.
+    """
+    held = vars(module)
+    for name, value in attributes.items():
+        if value is not held.get(name, held) and (value is None or isinstance(value, _PLAIN)):
+            held[name] = value
+    for name in held.keys() - attributes.keys() - _INTERNAL:
+        del held[name]
 
 
 @contextlib.contextmanager
