@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .blocks import Block, output_tensor
 from .follow import Elementwise, has_rows
-from .moments import Moments, moments, moments_of
+from .moments import Moments, Pool, moments, moments_of
 from .solve import Newton, Solved, Target, Try, out_of_reach, reach
 from .undisturbed import RNGState
 
@@ -57,7 +56,7 @@ class Behind(NamedTuple):
     missed: bool
 
 
-def solve_behind(layer: Layer, target: Target, tol: float, group: dist.ProcessGroup | None = None) -> Behind | None:
+def solve_behind(layer: Layer, target: Target, tol: float, pool: Pool | None = None) -> Behind | None:
     """Bring f(y) to the target by a scale and a shift, and correct `layer.y` in place.
 
     Returns:
@@ -72,7 +71,7 @@ def solve_behind(layer: Layer, target: Target, tol: float, group: dist.ProcessGr
     def evaluator(parts: Sequence[Tensor]) -> Callable[[float, float], Try]:
         def evaluate(scale: float, shift: float) -> Try:
             moved = (layer.moved(y, scale, shift, with_mean=with_mean) for y in parts)
-            found = moments_of(map(layer.activation, moved), group)
+            found = moments_of(map(layer.activation, moved), pool)
             return Try(scale, shift, float(found.std), float(found.mean))
 
         return evaluate
@@ -100,7 +99,7 @@ def solve_behind(layer: Layer, target: Target, tol: float, group: dist.ProcessGr
 
 def solve_block(
     block: Block, args: Sequence[Any], kwargs: Mapping[str, Any], start: Tensor, bias: Any,
-    target: Target, tol: float, group: dist.ProcessGroup | None,
+    target: Target, tol: float, pool: Pool | None,
 ) -> Solved:  # fmt: skip
     """Scale s and shift t such that the block with weight s * start and bias + t gives an output of the target's moments.
 
@@ -113,7 +112,7 @@ def solve_block(
         def evaluate(scale: float, shift: float) -> Try:
             rng.restore()  # the same dropout each time
             output = block.run(args, kwargs, start * scale, bias + shift if shift else bias)
-            found = moments(output_tensor(output), group)
+            found = moments(output_tensor(output), pool)
             return Try(scale, shift, float(found.std), float(found.mean))
 
         return evaluate

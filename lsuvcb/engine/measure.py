@@ -44,7 +44,7 @@ class Measure(Follow):
         self.note(use.weight, y if activation is None else activation(y.clone()))
 
     def note(self, weight: Weight, y: Tensor) -> None:
-        self.found[weight.name] = moments(y, self.group)
+        self.found[weight.name] = moments(y, weight.pool(self.group))
 
     def read(self) -> dict[str, tuple[float, float]]:
         """Std and mean by name, read from each device once."""

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import LSUVError
 
 # A float32 dot product of this many values loses no digit that matters; longer ones are summed by parts in float64.
 _CHUNK = 1 << 17
@@ -23,6 +25,18 @@ _FAR = 100.0
 
 
 Number = Tensor | float
+
+
+class Pool(NamedTuple):
+    """Moments are summed over the ranks of `group`, all of which must be at the same place of the pass.
+
+    Attributes:
+        number, name: of the layer whose output it is; the number is compared over the ranks, the name is for messages.
+    """
+
+    group: dist.ProcessGroup
+    number: int = 0
+    name: str = "the batch"
 
 
 @dataclass(slots=True)
@@ -87,32 +101,35 @@ def _device_moments(x: Tensor) -> Moments:
     return Moments(mean, var.sqrt(), torch.linalg.vector_norm(x, float("inf")), x.numel())
 
 
-def moments(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Moments:
+def moments(tensor: Tensor, pool: Pool | None = None) -> Moments:
     """Population moments of all values of `tensor`, computed in float32 or wider.
 
     Args:
-        tensor: any shape, a real floating dtype, at least one value unless `group` is given.
-        group: sum over the ranks of this process group; every rank must call. None: this process alone.
+        tensor: any shape, a real floating dtype, at least one value unless `pool` is given.
+        pool: sum over the ranks of its process group; every rank must call. None: this process alone.
 
     Returns:
-        Moments; NaN where the tensor holds a NaN or an infinity.
+        Moments; NaN where the tensor holds a NaN or an infinity; 0 where no rank has a value.
+
+    Raises:
+        LSUVError: the ranks are at different layers.
 
     Example:
         >>> m = moments(torch.tensor([1.0, 2.0, 4.0, 18.0]))
         >>> round(m.mean, 2), round(m.std**2, 2)
         (6.25, 47.19)
     """
-    return moments_of([tensor], group)
+    return moments_of([tensor], pool)
 
 
-def moments_of(parts: Iterable[Tensor], group: dist.ProcessGroup | None = None) -> Moments:
+def moments_of(parts: Iterable[Tensor], pool: Pool | None = None) -> Moments:
     """`moments` of the values of several tensors on one device, of which one at a time needs to exist."""
     found, device = [], torch.device("cpu")
     for part in parts:
         device = part.device
         found += _found(flat(part.detach()))
     here = _joined(found) if found else Moments(0.0, 0.0, 0.0, 0)
-    return here if group is None else _over_ranks(here, device, group)
+    return here if pool is None else over_ranks(here, device, pool)
 
 
 def _found(x: Tensor) -> list[Moments]:
@@ -135,13 +152,24 @@ def _joined(parts: list[Moments]) -> Moments:
     return Moments(mean, var**0.5, reduce(larger, [part.peak for part in parts]), n)
 
 
-def _over_ranks(here: Moments, device: torch.device, group: dist.ProcessGroup) -> Moments:
-    """First the global mean, then the sum of squares around it; each rank with its own count."""
-    n, wide = here.count, torch.float32 if device.type == "mps" else torch.float64
+def over_ranks(here: Moments, device: torch.device, pool: Pool) -> Moments:
+    """First the global mean, then the sum of squares around it; each rank with its own count.
+
+    With the sums goes the layer's number: its squares add up to the square of its sum by the number of ranks where all
+    ranks have the same one. On a CPU another one is an error; elsewhere, where nothing waits, it makes NaN of the result.
+    """
+    n, wide, group = here.count, torch.float32 if device.type == "mps" else torch.float64, pool.group
     mean, std, peak = (torch.as_tensor(v, dtype=wide, device=device) for v in (here.mean, here.std, here.peak))
-    total = torch.stack([n * mean, torch.full_like(mean, n)])
+    total = torch.stack([n * mean, *(torch.full_like(mean, v) for v in (n, pool.number, pool.number**2))])
     dist.all_reduce(total, group=group)
-    mean_all, count = total[0] / total[1], total[1]
+    together = total[3] * dist.get_world_size(group) == total[2] ** 2
+    if device.type == "cpu" and not together:
+        raise LSUVError(
+            f"the ranks are at different layers, this one at {pool.name}: their moments cannot be pooled. Every rank must run "
+            "the same layers in the same order on its part of the batch: give each one samples for all of them, or call "
+            "`lsuv_` on one rank, on the model without its wrapper, and broadcast the weights."
+        )
+    mean_all, count = total[0] / total[1].clamp(min=1), total[1].clamp(min=1)
     squares = n * (std * std + (mean - mean_all) ** 2)
     dist.all_reduce(squares, group=group)
     peak = peak.clone()
@@ -149,4 +177,4 @@ def _over_ranks(here: Moments, device: torch.device, group: dist.ProcessGroup) -
     std_all = (squares / count).sqrt()
     if device.type == "cpu":
         return Moments(mean_all.item(), std_all.item(), peak.item(), n)
-    return Moments(mean_all, std_all, peak, n)
+    return Moments(mean_all, torch.where(together, std_all, math.nan), peak, n)

@@ -21,7 +21,7 @@ from .eye import Eye
 from .finite import count_non_finite
 from .follow import Activations
 from .measure import Measure
-from .moments import moments
+from .moments import Moments, Pool, moments, over_ranks
 from .ranks import reshard
 from .scale import CONSTANT, Scale, Values
 from .select import Selector, all_modules, unwrap
@@ -158,11 +158,11 @@ class Runner:
         refuse(model)
         if forward is None:
             check_batch(model, batch)
-        self.model, self.batch, self.forward = model, batch, forward or default_forward
+        self.model, self.batch, self.forward, self.group = model, batch, forward or default_forward, group
         self.passes = 0
         self.input_std = self.input_mean = None
         if (tensor := first_float(batch)) is not None:
-            found = moments(tensor, group)
+            found = moments(tensor, None if group is None else Pool(group))
             self.input_std, self.input_mean = float(found.std), float(found.mean)
         self._materialise()
 
@@ -173,6 +173,9 @@ class Runner:
         try:
             with torch.no_grad(), eye:
                 self.forward(self.model, fresh(self.batch))
+            if self.group is not None:  # a rank that ran fewer layers would leave the others waiting
+                device = next(iter(devices_of(self.model)), torch.device("cpu"))
+                over_ranks(Moments(0.0, 0.0, 0.0, 0), device, Pool(self.group, 0, "the end of the pass"))
         except Exception as error:
             bad, total = count_non_finite(tensors_in(self.batch))
             batch = (

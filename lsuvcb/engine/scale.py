@@ -126,11 +126,11 @@ class Scale(Follow):
     def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
         weight, bias = use.weight, use.bias
         start = self._starts.pop(weight, None)
-        found = moments(y, self.group)
+        found = moments(y, weight.pool(self.group))
         if self.strict or y.device.type == "cpu":
             self._check_finite(use, y, found)
-        if (start is not None or activation is not None) and bool(found.constant):
-            weight.note(CONSTANT)
+        if (start is not None or activation is not None or not y.numel()) and bool(found.constant):
+            weight.note(CONSTANT if y.numel() else "its output is empty")
             if start is not None:
                 y.copy_(output_of(_as_it_was(use)))
             return
@@ -142,7 +142,7 @@ class Scale(Follow):
             _correct(y, scale, shift)
         else:
             kept = None if bias is None or bias.zero or start is not None else bias_like(use)
-            behind = solve_behind(Layer(y, kept, activation, found, has_bias), self.target, tol, self.group)
+            behind = solve_behind(Layer(y, kept, activation, found, has_bias), self.target, tol, weight.pool(self.group))
             if behind is None:
                 weight.note("constant output of its activation: no scale gives it a spread")
                 if start is not None:
@@ -176,7 +176,7 @@ class Scale(Follow):
         drawn = orthonormal_like(weight.tensor, self.draws) if self.draws is not None else None
         start, bias = (weight.tensor.detach(), block.bias) if drawn is None else (drawn, block.bias * 0)
         tol = self.target.tolerance(weight.tensor.dtype, output_tensor(output).dtype)
-        solved = solve_block(block, args, kwargs, start, bias, self.target, tol, self.group)
+        solved = solve_block(block, args, kwargs, start, bias, self.target, tol, weight.pool(self.group))
         best = solved.best
         if not math.isfinite(best.std + best.mean):
             raise LSUVError(f"layer {weight} gave non-finite output on this batch, whatever its scale.")

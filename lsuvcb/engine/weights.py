@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .blocks import Block, is_block
 from .errors import LSUVError
+from .moments import Pool
 from .ranks import fully_sharded, is_sharded, whole
 from .reparametrized import Reparametrized, reparametrized
 from .select import Selector, all_modules, module_paths, select_modules
@@ -41,6 +43,7 @@ class Weight:
         used_by: the op that used it first; "" before any did.
         uses: how many linear ops used it as their weight.
         unselected: `layers` does not mean it.
+        number: its place among the model's parameters, from 1.
         owners: every module that holds it.
     """
 
@@ -55,6 +58,7 @@ class Weight:
     used_by: str = ""
     uses: int = 0
     unselected: bool = False
+    number: int = 0
     owners: list[nn.Module] = field(default_factory=list)
 
     @property
@@ -65,6 +69,10 @@ class Weight:
     def note(self, reason: str) -> None:
         """Leave it alone for this reason; the first one stands."""
         self.reason = self.reason or reason
+
+    def pool(self, group: dist.ProcessGroup | None) -> Pool | None:
+        """Where its output's moments are summed; None for this process alone."""
+        return None if group is None else Pool(group, self.number, f"layer {self}")
 
     def __str__(self) -> str:
         """For messages: the name, the kind, and the sizes in and out."""
@@ -141,7 +149,7 @@ class Weights:
 
     def _add(self, path: str, module: nn.Module, name: str, tensor: Tensor) -> Weight:
         full = path if path and name == "weight" else f"{path}.{name}" if path else name
-        weight = Weight(full, module, name, tensor, owners=[module])
+        weight = Weight(full, module, name, tensor, number=len(self.all) + 1, owners=[module])
         self._by_place[module, name] = weight
         self.all.append(weight)
         return weight

@@ -64,6 +64,24 @@ def test_nan_on_one_rank_is_an_error_on_all_and_keeps_the_weights(ranks):
         assert kept
 
 
+@pytest.mark.parametrize("case", ["other experts", "fewer experts"])
+def test_ranks_at_different_layers_are_an_error_on_all_and_keep_the_weights(ranks, case):
+    """Not replicas that drift apart, and no rank that waits for the others."""
+    for text, kept in (rank[case] for rank in ranks):
+        assert "the ranks are at different layers, this one at" in text
+        assert "give each one samples for all of them" in text
+        assert kept
+    if case == "fewer experts":
+        assert "this one at the end of the pass" in ranks[0][case][0]
+        assert "this one at layer 'experts.3' (Linear 16 -> 16)" in ranks[1][case][0]
+
+
+def test_layer_without_samples_on_one_rank_is_scaled_and_on_all_is_left_alone(ranks):
+    scaled = ("scaled", "")
+    for rank in ranks:
+        assert rank["idle"] == [scaled, scaled, scaled, ("left alone", "its output is empty")]
+
+
 def test_fsdp1_is_an_error_with_advice():
     class FullyShardedDataParallel(torch.nn.Module):  # the name is what tells: the real one needs a process group
         def __init__(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,7 +71,12 @@ def one_rank(rank: int, folder: str) -> None:
                 "state": state_of(model), "converged": report.converged, "moved": moved, "output": output,
                 "grads": [p.grad for p in model.parameters()],
             }  # fmt: skip
-    found["nan"] = nan_on_one_rank(rank, half)
+    found["nan"] = refused(net(), half * float("nan") if rank == 1 else half)
+    torch.manual_seed(0)
+    found["other experts"] = refused(Routed(lambda x: torch.full((len(x),), rank), skip=True), half)
+    found["fewer experts"] = refused(Routed(lambda x: torch.arange(len(x)) % (3 + rank), skip=True), half)
+    idle = Routed(lambda x: torch.arange(len(x)) % 2 + rank, skip=False)  # 0 and 1, 1 and 2; none to the fourth
+    found["idle"] = [(row.status, row.reason) for row in lsuv_(idle, half, group=dist.group.WORLD).layers]
     if rank == 0:  # no other rank takes part: without a group this must not wait for it
         found["alone"] = lsuv_(net(), half).converged
     dist.barrier()
@@ -78,13 +84,27 @@ def one_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def nan_on_one_rank(rank: int, half: torch.Tensor) -> tuple[str, bool]:
-    """Every rank raises, and keeps its weights, where one rank's batch is broken."""
-    model = net()
+class Routed(nn.Module):
+    """Four experts; each sample goes to the one that `of` says. Without `skip`, those that get none run on nothing."""
+
+    def __init__(self, of: Callable[[torch.Tensor], torch.Tensor], skip: bool):
+        super().__init__()
+        self.experts, self.of, self.skip = nn.ModuleList(nn.Linear(16, 16) for _ in range(4)), of, skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        to, y = self.of(x), torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            rows = (to == i).nonzero()[:, 0]
+            if len(rows) or not self.skip:
+                y = y.index_add(0, rows, expert(x[rows]))
+        return y
+
+
+def refused(model: nn.Module, half: torch.Tensor) -> tuple[str, bool]:
+    """The error that `lsuv_` raises on this rank, and whether all weights are as before."""
     before = state_of(model)
-    spoilt = half * float("nan") if rank == 1 else half
     try:
-        lsuv_(model, spoilt, group=dist.group.WORLD)
+        lsuv_(model, half, group=dist.group.WORLD)
         return "nothing raised", False
     except LSUVError as error:
         after = state_of(model)
