@@ -60,11 +60,12 @@ def _hold_to_target(row: LayerReport, eye: Scale, tol: float, has_bias: bool) ->
             )
 
 
-def warn_if_missed(report: LSUVReport) -> None:
+def warn_if_missed(report: LSUVReport, eye: Scale) -> None:
     """NotConvergedWarning with the layers outside their target, their numbers, and what to do."""
     missed = [r for r in report.layers if r.status == "not converged"]
     if not missed:
         return
+    tol = max([s.tol for s in eye.solutions.values() if s.weight.name in {r.name for r in missed}])
     worked = sum(r.status != "left alone" for r in report.layers)
     goal = f"std {report.std:g}" + (f", mean {report.mean:g}" if report.mean is not None else "")
     which = "; ".join(f"{r.name!r} ({r.kind}) {r.reason}" for r in missed[:3]) + ("; ..." if len(missed) > 3 else "")
@@ -74,7 +75,7 @@ def warn_if_missed(report: LSUVReport) -> None:
     elif any("has no std of" in r.reason for r in missed):
         advice = ' Use a smaller `std`, or `measure="layer"`.'
     warnings.warn(
-        f"{len(missed)} of {worked} layers {'is' if len(missed) == 1 else 'are'} outside {goal} +/- {report.tol * report.std:g}: "
+        f"{len(missed)} of {worked} layers {'is' if len(missed) == 1 else 'are'} outside {goal} +/- {tol:g}: "
         f"{which}. Each keeps its best scale.{advice}",
         NotConvergedWarning,
         stacklevel=3,

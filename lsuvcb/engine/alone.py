@@ -84,9 +84,9 @@ def solve_behind(layer: Layer, target: Target, tol: float, pool: Pool | None = N
     limits = reach(layer.activation, layer.y if few is None else few)
     why = out_of_reach(*limits, target, moves)
     if not why:
-        solved = Newton(target, tol, moves).solve(whole, sample, guess)
+        solved = Newton(target, tol, moves, layer.y.dtype).solve(whole, sample, guess)
     else:
-        solved = _nearest(target, tol, moves, limits, whole, sample, guess)
+        solved = _nearest(Newton(target, tol, moves, layer.y.dtype), limits, whole, sample, guess)
     best = solved.best
     if (best.scale, best.shift) != (1.0, 0.0):
         for y in [layer.y] if layer.y.requires_grad else parts:  # autograd takes no change of a part
@@ -122,7 +122,7 @@ def solve_block(
     few = sample_rows(args[0]) if alone and has_rows(args[0], start) else None
     first = whole(1.0, 0.0)
     guess = (target.std / first.std if first.std > 0 else 1.0, 0.0)
-    return Newton(target, tol, moves).solve(whole, whole if few is None else evaluator((few,)), guess)
+    return Newton(target, tol, moves, start.dtype).solve(whole, whole if few is None else evaluator((few,)), guess)
 
 
 def missed(best: Try, evaluations: int) -> str:
@@ -131,17 +131,17 @@ def missed(best: Try, evaluations: int) -> str:
 
 
 def _nearest(
-    target: Target, tol: float, moves: bool, limits: tuple[float, float],
+    judge: Newton, limits: tuple[float, float],
     whole: Callable[[float, float], Try], sample: Callable[[float, float], Try], guess: tuple[float, float],
 ) -> Solved:  # fmt: skip
     """The best of a target out of reach: the nearest mean that the range allows; for the std, the layer's own output."""
-    judge, (low, high) = Newton(target, tol, moves), limits
+    (low, high), target, moves = limits, judge.target, judge.moves
     tries = [whole(1.0, 0.0)]
     if moves and target.mean is not None:
         nearest = max(min(target.mean, high - _MARGIN * target.std), low + _MARGIN * target.std)
         if low < nearest < high and not out_of_reach(low, high, replace(target, mean=nearest), moves):
             near = replace(target, mean=nearest)
-            tries.append(Newton(near, tol, moves).solve(whole, sample, guess).best)
+            tries.append(judge.towards(near).solve(whole, sample, guess).best)
     if len(tries) == 1:
         tries.append(whole(*guess))
     return Solved(min(tries, key=judge.error), len(tries), False)

@@ -19,8 +19,14 @@ def commit(changes: list[Change], settings: list[Setting]) -> None:
     if begun:
         torch._foreach_copy_([tensor for tensor, _ in begun], [start for _, start in begun])
     scaled = [c for c in changes if c.scale != 1]
-    if scaled:
-        torch._foreach_mul_([c.tensor for c in scaled], [c.scale for c in scaled])
+    many = [
+        c for c in scaled if c.tensor.dtype != torch.float16
+    ]  # foreach makes a number of the tensors' type of the scale
+    if many:
+        torch._foreach_mul_([c.tensor for c in many], [c.scale for c in many])
+    for change in scaled:
+        if change.tensor.dtype == torch.float16:
+            change.tensor.mul_(change.scale)
     for block, bias in settings:
         block.module.bias = bias
     # autocast keeps low-precision copies of weights and does not notice a change in place
@@ -41,6 +47,7 @@ def changes_of(
         scale = values[weight.name].scale
         if scale == 1 and solution.start is None:
             continue
+        _check_range(weight, weight.tensor.detach() if solution.start is None else solution.start, scale)
         if weight.computed is None:
             start = solution.start if solution.start is None else local(solution.start)
             changes.append(Change(local(weight.tensor), scale, start))
@@ -62,6 +69,20 @@ def changes_of(
         elif rescaled and not bias.zero:
             changes.append(Change(old, found.scale))
     return changes
+
+
+def _check_range(weight: Weight, start: Tensor, scale: float) -> None:
+    """A scale or a weight that its type cannot hold: the layer's input or its weights are next to nothing."""
+    dtype = weight.tensor.dtype
+    if abs(scale) < (2.0**10 if dtype == torch.float16 else 2.0**64):
+        return
+    most = abs(scale) * float(local(start).abs().max())
+    widest = torch.finfo(torch.promote_types(dtype, torch.float32)).max  # the product is computed in float32 or wider
+    if not (most <= torch.finfo(dtype).max and abs(scale) <= widest):
+        raise LSUVError(
+            f"layer {weight} would need a scale of {scale:.3g} and weights up to {most:.3g}, which {dtype} cannot hold: its "
+            "output is next to nothing on this batch. Scale its inputs, or use a wider type; nothing was changed."
+        )
 
 
 def _new_bias(bias: Tensor, solution: Solution, found: Values) -> Tensor:

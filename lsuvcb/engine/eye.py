@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -151,6 +152,9 @@ class Eye(TorchFunctionMode):
         if len(at) != 1:
             return None
         key, source = at[0]
+        if any(map(torch._C._functorch.is_batchedtensor, tensors_of(args))):
+            source.weight.note(f"used under torch.vmap, which hides the values that {op} gives")
+            return None
         if source.part:
             source.weight.note(f"used in parts: {op} works on a slice of it")
         added = ops.get(args, kwargs, places.bias)

@@ -168,8 +168,10 @@ class Follow(Eye):
         if not named and not (self.activations.has_op(op) and args and id(args[0]) in self._waiting):
             return self._settle_at_layer(output, f"its output goes to {op}")
         call: View = lambda values: func(view(values), *args[1:], **kwargs)  # noqa: E731
-        # A view with sizes of its own fits the whole output only
-        takes_rows = len(output.alias) == 1 and has_rows(output.y, output.use.weight.tensor)
+        # A view with sizes of its own fits the whole output only, and so do bounds for each sample
+        others = (t for a in (*args[1:], *kwargs.values()) for t in tensors_of(a))
+        alone = len(output.alias) == 1 and all(t.ndim < output.y.ndim for t in others)
+        takes_rows = alone and has_rows(output.y, output.use.weight.tensor)
         if inside is not None:
             module, _, into = inside
             call = lambda values: module.forward(into(values))  # noqa: E731

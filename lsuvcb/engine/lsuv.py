@@ -135,7 +135,7 @@ def lsuv_(
             rows = layer_reports(eye, values, before, after)
             seconds = time.perf_counter() - began
             report = LSUVReport(rows, run.input_std, run.input_mean, run.passes, seconds, std, mean, tol)
-            warn_if_missed(report)
+            warn_if_missed(report, eye)
         if draws is not None:
             _advance(generator, draws, group)
         return report
@@ -174,7 +174,8 @@ def survey(model: nn.Module, batch: Any, *, layers: Selector | None = None, forw
             raise no_layers(run, layers, eye.weights.all)
     numbers, signals = eye.read(), eye.read_signals()
     rows = [LayerSurvey(w.name, w.kind, *numbers[w.name], signals.get(w.name)) for w in found]
-    return Survey(rows, run.input_std, run.input_mean)
+    hidden = [w for w in eye.weights.all if w.tensor.ndim > 1 and w.name not in eye.found and not w.unselected]
+    return Survey(rows, run.input_std, run.input_mean, len(hidden))
 
 
 def _draws(generator: torch.Generator | None, group: dist.ProcessGroup | None) -> torch.Generator:

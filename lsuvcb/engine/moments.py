@@ -178,3 +178,11 @@ def over_ranks(here: Moments, device: torch.device, pool: Pool) -> Moments:
     if device.type == "cpu":
         return Moments(mean_all.item(), std_all.item(), peak.item(), n)
     return Moments(mean_all, torch.where(together, std_all, math.nan), peak, n)
+
+
+def zero_on_cpu(tensor: Tensor) -> bool:
+    """Are all values zero? Looks at a few first; on other devices, and for tensors of no plain layout, it does not look."""
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.numel():
+        return False
+    few = tensor[(0,) * (tensor.ndim - 1)][:64] if tensor.ndim else tensor
+    return not few.any() and not tensor.any()

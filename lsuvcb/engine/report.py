@@ -228,11 +228,13 @@ class Survey:
     Attributes:
         layers: in execution order, a layer that runs several times by its first run.
         input_std, input_mean: of the batch's first floating tensor; None if it has none.
+        unseen: how many matrices no linear op uses as they are: look-up tables, standardised weights, recurrent ops.
     """
 
     layers: list[LayerSurvey]
     input_std: float | None
     input_mean: float | None
+    unseen: int = 0
 
     @property
     def verdict(self) -> str:
@@ -242,7 +244,13 @@ class Survey:
         outputs that no longer depend on the input: where signal / std, compared in the same way, falls below 1/30, the
         signal is vanishing too. Otherwise it is near unit variance if every std lies in [1/2, 2], and steady if not. A
         std that is no number is named first; constant outputs (a branch that starts at zero) are counted and take no part.
+        Where more weights are unseen than seen, the sentence says so.
         """
+        seen, total = len(self.layers), len(self.layers) + self.unseen
+        caveat = f" (sees {seen} of {total} weights; `lsuv_` names the others and why)" if self.unseen > seen else ""
+        return self._by_rule() + caveat
+
+    def _by_rule(self) -> str:
         for layer in self.layers:
             if not math.isfinite(layer.std):
                 return f"not finite from {layer.name!r} on: exploding; lsuv_ would help"
@@ -264,7 +272,9 @@ class Survey:
             signals, shares = zip(*known, strict=True)
             most, least = _ends(shares)
             if least < most / 30:
-                return f"{span}, but what of it tells samples apart falls {_change(signals)}: vanishing; lsuv_ would help"
+                return (
+                    f"{span}, but what of it tells samples apart falls {_change(signals)}: vanishing; lsuv_ would help"
+                )
         if low >= 0.5 and high <= 2:
             return f"{span}: near unit variance; little to gain from lsuv_"
         return f"{span}: steady, but not unit variance; lsuv_ sets it to 1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,12 +19,13 @@ from .finite import count_non_finite
 from .follow import Activations, Elementwise, Follow
 from .init import orthonormal_like
 from .measure import read
-from .moments import Moments, Number, moments
+from .moments import Moments, Number, moments, zero_on_cpu
 from .ranks import shard_as, whole
 from .solve import Target, closed_form
 from .weights import Source, Weight, Weights
 
 CONSTANT = "constant output: no scale gives it a spread"
+UNFED = "constant output: its input is all zero at its first use, where no scale shows"
 
 
 class Values(NamedTuple):
@@ -106,7 +107,7 @@ class Scale(Follow):
         self.settle_now(weight)
         if weight in self.solutions:
             return self._again(use)
-        if reason := self._obstacle(use):
+        if reason := self._obstacle(use) or self._unfed(use):
             weight.note(reason)
         if weight.reason:
             return self._leave(use)
@@ -127,6 +128,9 @@ class Scale(Follow):
         weight, bias = use.weight, use.bias
         start = self._starts.pop(weight, None)
         found = moments(y, weight.pool(self.group))
+        if y.device.type != "cpu" and bias is not None:  # what `_unfed` reads on a CPU, and nothing waits for here
+            fed = [t.any() for t in use.inputs() if t.layout == torch.strided and t.device == y.device]
+            found = replace(found, std=found.std * torch.stack(fed).any()) if fed else found
         if self.strict or y.device.type == "cpu":
             self._check_finite(use, y, found)
         if (start is not None or activation is not None or not y.numel()) and bool(found.constant):
@@ -142,7 +146,9 @@ class Scale(Follow):
             _correct(y, scale, shift)
         else:
             kept = None if bias is None or bias.zero or start is not None else bias_like(use)
-            behind = solve_behind(Layer(y, kept, activation, found, has_bias), self.target, tol, weight.pool(self.group))
+            behind = solve_behind(
+                Layer(y, kept, activation, found, has_bias), self.target, tol, weight.pool(self.group)
+            )
             if behind is None:
                 weight.note("constant output of its activation: no scale gives it a spread")
                 if start is not None:
@@ -220,9 +226,16 @@ class Scale(Follow):
             return reason
         if use.fixed_bias:
             return use.fixed_bias
+        if bias is not None and bias.computed is not None:
+            return f"its bias is computed by {bias.computed.kind}"
         if bias is not None and bias.used_by and not (bias.zero and self.target.mean is None):
             return f"its bias is used earlier in the pass, by {bias.used_by}"
         return ""
+
+    def _unfed(self, use: Use) -> str:
+        """A recurrent weight's first state is often zero: its output is the bias alone, whatever the weight."""
+        inputs = use.inputs()
+        return UNFED if inputs and all(map(zero_on_cpu, inputs)) else ""
 
     def _obstacle_of(self, weight: Weight) -> str:
         if not weight.tensor.requires_grad:
@@ -273,6 +286,11 @@ class Scale(Follow):
         if math.isfinite(float(found.std)):
             return
         bad, total = count_non_finite([y])
+        if not bad:
+            raise LSUVError(
+                f"layer {use.weight} gave non-finite output on another rank, or the ranks are at different layers; every rank "
+                "must run the same ones in the same order."
+            )
         inputs_bad, inputs_total = count_non_finite(use.inputs())
         where = "the first non-finite values appear here"
         if inputs_bad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -75,6 +76,7 @@ class Try(NamedTuple):
 
 Evaluate = Callable[[float, float], Try]
 _STEP = 1e-3  # of the finite differences, in log(scale) and in shift / std
+_COARSE_STEP = 0.05  # the same where values are bf16 or fp16, whose rounding drowns a smaller one
 _UNSURE = 0.3  # in stds: how far a sample may be off; farther from its target than this, the whole is too
 _LARGEST = math.log(8.0)  # of one Newton step in log(scale); in shift, that many stds
 
@@ -99,10 +101,18 @@ class Newton:
         target: where to go; `max_iters` bounds the evaluations of the whole output.
         tol: largest error of std and mean.
         moves: t is free and the mean has a target.
+        dtype: of the output.
     """
 
-    def __init__(self, target: Target, tol: float, moves: bool) -> None:
+    def __init__(self, target: Target, tol: float, moves: bool, dtype: torch.dtype = torch.float32) -> None:
         self.target, self.tol, self.moves = target, tol, moves
+        self.step = _COARSE_STEP if dtype in LOW_PRECISION else _STEP
+
+    def towards(self, target: Target) -> Newton:
+        """The same for another target."""
+        other = copy.copy(self)
+        other.target = target
+        return other
 
     def residual(self, tried: Try) -> tuple[float, float]:
         if not tried.std > 0 or not math.isfinite(tried.std + tried.mean):
@@ -168,12 +178,12 @@ class Newton:
     def _slopes(self, evaluate: Evaluate, at: Try) -> tuple[float, ...]:
         """The Jacobian (a, b; c, d) of the residuals by log(s) and t / std."""
         r = self.residual(at)
-        by_scale = self.residual(evaluate(at.scale * math.exp(_STEP), at.shift))
-        a, c = ((p - q) / _STEP for p, q in zip(by_scale, r, strict=True))
+        by_scale = self.residual(evaluate(at.scale * math.exp(self.step), at.shift))
+        a, c = ((p - q) / self.step for p, q in zip(by_scale, r, strict=True))
         if not self.moves:
             return a, 0.0, 0.0, 1.0
-        by_shift = self.residual(evaluate(at.scale, at.shift + _STEP * self.target.std))
-        b, d = ((p - q) / _STEP for p, q in zip(by_shift, r, strict=True))
+        by_shift = self.residual(evaluate(at.scale, at.shift + self.step * self.target.std))
+        b, d = ((p - q) / self.step for p, q in zip(by_shift, r, strict=True))
         return a, b, c, d
 
     def _step(self, at: Try, slopes: tuple[float, ...], part: float) -> tuple[float, float]:

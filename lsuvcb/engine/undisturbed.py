@@ -81,7 +81,7 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 class Snapshot:
-    """What a forward may change in a model besides its outputs: modes, buffers, plain attributes, gradients, flags, RNG."""
+    """What a forward may change in a model besides its outputs: modes, buffers, gradients, flags, RNG."""
 
     def __init__(self, model: nn.Module, batch: Any = None) -> None:
         self._rng = RNGState(devices_of(model, batch))
@@ -96,7 +96,7 @@ class Snapshot:
         self._grads = [(p, p.grad, p.requires_grad) for p in parameters.values()]
 
     def renew(self, module: nn.Module) -> None:
-        """Take the values that the buffers and plain attributes of `module` have now for the ones to keep."""
+        """Take the values that the buffers and attributes of `module` have now for the ones to keep."""
         for buffer in module.buffers():
             if buffer in self._written:
                 self._written[buffer] = buffer.detach().clone()
@@ -116,15 +116,17 @@ class Snapshot:
                 module.training = training
             if buffers.keys() == module._buffers.keys() and not buffers:
                 continue
-            if any(module._buffers.get(name) is not buffer for name, buffer in buffers.items()):
+            new = module._buffers.keys() - buffers.keys()
+            if new or any(module._buffers.get(name) is not buffer for name, buffer in buffers.items()):
                 module._buffers.update(buffers)
-            for name in module._buffers.keys() - buffers.keys():
-                del module._buffers[name]
-        for module, attributes in self._plain.items():
-            _put_back(module, attributes)
+                for name in new:
+                    del module._buffers[name]
+                _put_back(module, self._plain[module])
         for buffer, value in self._written.items():
             # copy_ bumps the version counter, so an unchanged buffer is left alone
-            if not (_same(buffer, value) if buffer not in self._versions else buffer._version == self._versions[buffer]):
+            if not (
+                _same(buffer, value) if buffer not in self._versions else buffer._version == self._versions[buffer]
+            ):
                 buffer.copy_(value)
         for p, grad, requires_grad in self._grads:
             if p.grad is not grad:
@@ -143,9 +145,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _put_back(module: nn.Module, attributes: dict[str, Any]) -> None:
-    """A plain value (a number, a text, a tuple, None) is put back, what is new goes: a cache's size fits its buffer again.
+    """Plain values (numbers, texts, tuples, None) as they were, and nothing new: they may tell of the buffers put back.
 
-    Tensors and other objects that a module sets anew in each forward stay: weight_norm's weight, say.
+    A rotary embedding keeps the length that its cache is for. A module whose buffers stay is not looked at.
     """
     held = vars(module)
     for name, value in attributes.items():

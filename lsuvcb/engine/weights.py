@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .blocks import Block, is_block
 from .errors import LSUVError
 from .moments import Pool
+from .places import Places
 from .ranks import fully_sharded, is_sharded, whole
 from .reparametrized import Reparametrized, reparametrized
 from .select import Selector, all_modules, module_paths, select_modules
@@ -117,7 +117,7 @@ class Weights:
         self._model = model
         self._by_place: dict[tuple[nn.Module, str], Weight] = {}
         self._tagged: list[weakref.ref[Tensor]] = []
-        self._places: dict[tuple[Any, ...], Source] = {}
+        self._places = Places()
         self.paths = module_paths(model)
         for path, module in self.paths.items():
             self._register(path, module)
@@ -136,11 +136,7 @@ class Weights:
                 self._by_place[module, name] = source.weight
                 continue
             weight = self._add(path, module, name, parameter)
-            place = _place(parameter)
-            source = Source(weight) if place is None else self._places.setdefault(place, Source(weight))
-            if source.weight is not weight:
-                weight.note(f"shares its memory with {source.weight.name!r}")
-            self._by_id[id(parameter)] = source
+            self._by_id[id(parameter)] = self._places.take(parameter, Source(weight))
         for tensor in computed:
             weight = self._add(path, module, tensor.name, tensor.read().requires_grad_(_trainable(tensor)))
             weight.computed = tensor
@@ -274,14 +270,6 @@ def _starts_alive(tensor: Tensor) -> bool:
 
 def _trainable(tensor: Reparametrized) -> bool:
     return any(original.requires_grad for original in tensor.originals)
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Which memory a tensor takes, for parameters that are two objects over one; None where there is none to compare."""
-    if not tensor.numel() or is_traceable_wrapper_subclass(tensor):
-        return None
-    start = tensor.untyped_storage().data_ptr()
-    return (tensor.device, start, tensor.storage_offset(), tensor.shape, tensor.stride()) if start else None
 
 
 def refuse(model: nn.Module) -> None:

@@ -60,7 +60,7 @@ def test_one_rank_alone_does_not_wait_for_the_others(ranks):
 
 def test_nan_on_one_rank_is_an_error_on_all_and_keeps_the_weights(ranks):
     for text, kept in (rank["nan"] for rank in ranks):
-        assert "gave non-finite output on this batch" in text
+        assert "gave non-finite output on" in text
         assert kept
 
 

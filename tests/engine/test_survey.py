@@ -65,8 +65,23 @@ def test_survey_verdict_sees_a_signal_that_vanishes_under_a_steady_std(signals, 
     assert says in of(0.3, 0.3, 0.3, signals=signals).verdict
 
 
-def test_survey_verdict_of_unit_variance_has_nothing_to_gain_from_lsuv_whatever_the_signal():
-    assert "little to gain" in of(1, 1, 1, signals=(1, 0.1, 0.001)).verdict
+def test_survey_verdict_sees_a_signal_that_vanishes_at_unit_variance():
+    assert "samples apart falls from 1 to 0.001: vanishing" in of(1, 1, 1, signals=(1, 0.1, 0.001)).verdict
+
+
+def test_survey_verdict_tells_the_numbers_that_its_rule_compared():
+    falls = of(0.1, 9, 9, 9, 1, 1, 1, 1, 0.2)
+    assert falls.verdict.startswith(
+        "std falls from 9 to 1 (medians of the first and the last third) over 9 layers: van"
+    )
+    grows = of(9, 1, 1, 1, 1, 1, 4, 4, 4)
+    assert grows.verdict.startswith(
+        "std grows from 1 to 4 (medians of the first and the last third) over 9 layers: expl"
+    )
+
+
+def test_survey_verdict_calls_no_std_below_one_exploding():
+    assert "steady" in of(0.58, 0.02, 0.01, 0.2, 0.3, 0.3, 0.4, 0.5, 0.51).verdict
 
 
 def test_survey_signal_by_hand():

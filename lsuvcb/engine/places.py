@@ -1,0 +1,42 @@
+"""Two parameters over the same memory: what changes one changes the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+if TYPE_CHECKING:
+    from .weights import Source
+
+
+class Places:
+    """Which memory parameters take: two of them may be one, or views of one under different shapes."""
+
+    def __init__(self) -> None:
+        self._by_storage: dict[tuple[torch.device, int], list[tuple[tuple[Any, ...], Source]]] = {}
+
+    def take(self, tensor: Tensor, source: Source) -> Source:
+        """`source`, or the one of an earlier parameter that is the same memory in the same shape.
+
+        Those that overlap in another way are left alone, both. Of two that have gaps between their values (columns of one
+        matrix) this cannot be told, and they count as apart.
+        """
+        if not tensor.numel() or tensor.layout != torch.strided or is_traceable_wrapper_subclass(tensor):
+            return source
+        storage, size = tensor.untyped_storage().data_ptr(), tensor.element_size()
+        spread = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        begin = tensor.storage_offset() * size
+        place = (begin, begin + spread * size, spread == tensor.numel(), tensor.shape, tensor.stride())
+        taken = self._by_storage.setdefault((tensor.device, storage), []) if storage else []
+        for other, owner in taken:
+            if place[:2] == other[:2] and place[3:] == other[3:]:
+                source.weight.note(f"shares its memory with {owner.weight.name!r}")
+                return owner
+            if place[0] < other[1] and other[0] < place[1] and (place[2] or other[2]):
+                for one, with_it in ((source.weight, owner.weight), (owner.weight, source.weight)):
+                    one.note(f"shares its memory with {with_it.name!r}, in another shape")
+        taken.append((place, source))
+        return source
