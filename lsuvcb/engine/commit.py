@@ -19,14 +19,12 @@ def commit(changes: list[Change], settings: list[Setting]) -> None:
     if begun:
         torch._foreach_copy_([tensor for tensor, _ in begun], [start for _, start in begun])
     scaled = [c for c in changes if c.scale != 1]
-    many = [
-        c for c in scaled if c.tensor.dtype != torch.float16
-    ]  # foreach makes a number of the tensors' type of the scale
-    if many:
-        torch._foreach_mul_([c.tensor for c in many], [c.scale for c in many])
-    for change in scaled:
-        if change.tensor.dtype == torch.float16:
-            change.tensor.mul_(change.scale)
+    half = [c for c in scaled if c.tensor.dtype == torch.float16]
+    rest = [c for c in scaled if c.tensor.dtype != torch.float16]
+    if rest:
+        torch._foreach_mul_([c.tensor for c in rest], [c.scale for c in rest])
+    for change in half:  # foreach would round the scale itself to float16, where it may be infinite
+        change.tensor.mul_(change.scale)
     for block, bias in settings:
         block.module.bias = bias
     # autocast keeps low-precision copies of weights and does not notice a change in place

@@ -286,7 +286,7 @@ class Scale(Follow):
         if math.isfinite(float(found.std)):
             return
         bad, total = count_non_finite([y])
-        if not bad:
+        if not bad and self.group is not None:
             raise LSUVError(
                 f"layer {use.weight} gave non-finite output on another rank, or the ranks are at different layers; every rank "
                 "must run the same ones in the same order."
