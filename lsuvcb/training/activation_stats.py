@@ -57,7 +57,8 @@ def mean_and_std(tensor: Tensor) -> tuple[float | Tensor, float | Tensor]:
         mean = x.sum().item() / x.numel()
         parts = x.split(1 << 18) if x.numel() > 1 << 18 else (x,)
         var = sum(part.dot(part).item() for part in parts) / x.numel() - mean * mean
-        if 100 * var > mean * mean:  # else the difference has lost digits, or something is not finite
+        # else the difference has lost digits, the squares leave float32's range, or something is not finite
+        if 100 * var > mean * mean and 1e-30 < var < 1e30:
             return mean, sqrt(var)
     m = moments(tensor)
     return m.mean, m.std

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engine.once import mark_done
 from .events import Callback
 from .state import CheckpointError, CheckpointWarning, load_model, model_copy, read, training_state, write
 
@@ -32,11 +34,11 @@ def to_resume(path: str | Path, cbs: Iterable[Callback]) -> dict[str, Any] | Non
         CheckpointWarning: it is damaged, and the one before it is taken.
     """
     path = Path(path)
-    named = path.suffix == ".pt"
+    named = path.suffix == ".pt" or path.is_file()
     candidates = checkpoints(path.parent if named else path)
     if named:
         candidates = [path, *candidates[candidates.index(path) + 1 :]] if path in candidates else [path]
-    if not candidates and any(isinstance(cb, CheckpointCB) and cb.path == path for cb in cbs):
+    if not candidates and any(isinstance(cb, CheckpointCB) and cb.path.resolve() == path.resolve() for cb in cbs):
         return None
     damaged = []
     for candidate in candidates:
@@ -58,11 +60,16 @@ def to_resume(path: str | Path, cbs: Iterable[Callback]) -> dict[str, Any] | Non
 
 
 def resume_model(learn: Learner, path: str | Path) -> dict[str, Any] | None:
-    """Give the model the weights of `to_resume`, which is returned; `load_training` takes the rest of it."""
+    """Give the model the weights of `to_resume`, which is returned; `load_training` takes the rest of it.
+
+    They were trained, and no LSUVCallback touches them, whether the fit that wrote them had one or not.
+    """
     saved = to_resume(path, learn.cbs)
     if saved is not None:
         saved["before"] = model_copy(learn.model)
         load_model(learn.model, saved)
+        mark_done(learn.model)
+        learn.for_this_fit(resumed=True)
     return saved
 
 
@@ -75,7 +82,8 @@ class CheckpointCB(Callback):
     never stopped.
 
     Args:
-        path: a folder; it is made. Files are `run01-epoch0003.pt`: a fit that does not resume is a new run.
+        path: a folder; it is made. Files are `run01-epoch0003.pt`. A fit that does not go on from the newest of them is a
+            new run, whose files never take the place of an older one's (`best.pt` does).
         every: after each `every`-th epoch, and after the last; >= 1.
         keep: how many of this run to keep, >= 1, or None for all of them.
         best: a name in MetricsCB's rows ("loss", "accuracy"): the epoch with its best value on the validation set (on the
@@ -105,7 +113,8 @@ class CheckpointCB(Callback):
         if lower_is_better is None:
             lower_is_better = best is not None and ("loss" in best.lower() or "error" in best.lower())
         self.lower_is_better = lower_is_better
-        self._run, self._best_value = 0, None  # type: tuple[int, float | None]
+        self._run, self._epoch = 0, 0
+        self._best_value: float | None = None
 
     def before_fit(self, learn: Learner) -> None:
         newest = [int(_NAMED.fullmatch(p.name)[1]) for p in checkpoints(self.path)[:1]]  # type: ignore[index]
@@ -123,6 +132,7 @@ class CheckpointCB(Callback):
         due = last or (learn.epoch + 1) % self.every == 0
         if not learn.do_train or not (due or improved) or not learn.is_main:
             return
+        self._epoch = learn.epoch + 1
         state = training_state(learn)
         if improved:
             write(self.path / "best.pt", state)
@@ -139,7 +149,7 @@ class CheckpointCB(Callback):
                 + (f"they have {', '.join(known)}." if known else "there are none: add a MetricsCB to the callbacks.")
             )
         old = self._best_value
-        if old is not None and not (value < old if self.lower_is_better else value > old):
+        if old is not None and not math.isnan(old) and not (value < old if self.lower_is_better else value > old):
             return False
         self._best_value = float(value)
         return True
@@ -151,7 +161,10 @@ class CheckpointCB(Callback):
                 old.unlink()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"run": self._run, "best_value": self._best_value}
+        return {"run": self._run, "epoch": self._epoch, "best_value": self._best_value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._run, self._best_value = state["run"], state["best_value"]
+        self._best_value = state["best_value"]
+        written = self.path / _NAME.format(run=state["run"], epoch=state["epoch"])
+        if checkpoints(self.path)[:1] == [written]:  # from an older one, or another folder's, this is a new run
+            self._run = state["run"]

@@ -13,13 +13,18 @@ import torch
 from ..engine.undisturbed import RNGState
 
 
-def held_by(root: Any, depth: int = 5) -> list[Any]:
-    """The generators that a loader holds, in itself, its samplers, its data set, their transforms; always in one order."""
+def held_by(root: Any, depth: int = 12, most: int = 20_000) -> list[Any]:
+    """The generators that a loader holds, in itself, its samplers, its data set, their transforms; always in one order.
+
+    Args:
+        depth: how far to look: a subset of a data set of a composed transform takes seven steps.
+        most: how many things to look at, where a data set holds a world of its own.
+    """
     found: list[Any] = []
     seen: set[int] = set()
 
     def walk(thing: Any, depth: int) -> None:
-        if id(thing) in seen or depth < 0:
+        if id(thing) in seen or depth < 0 or len(seen) >= most:
             return
         seen.add(id(thing))
         if isinstance(thing, (torch.Generator, random.Random)) or _is_numpy_generator(thing):

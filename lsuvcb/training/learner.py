@@ -37,6 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ class Learner:
         do_train, do_valid: what this fit does.
         history: rows of the last fit, one for each epoch and loader, written by MetricsCB.
         is_main: False on every process of a distributed fit but one, the one that prints and writes files.
-        rehearsing: True inside `lr_find` and `survey`: no trace is to be left, and no row to be logged.
+        rehearsing, resumed: True inside `lr_find` and `survey`; in a fit that goes on from a checkpoint.
         lr_finder: the LRFinderCB of the last `lr_find`, with its `lrs` and `losses`.
 
     Example:
@@ -95,7 +96,7 @@ class Learner:
 
     n_inp = 1
     is_main = True
-    rehearsing = False
+    rehearsing = resumed = False
     lr_finder: lr_find.LRFinderCB
     batch: Any
     preds: Any
@@ -165,7 +166,8 @@ class Learner:
             saved = None if resume is None else resume_model(self, resume)  # before LSUV, which leaves it alone then
             self.n_epochs, self.epochs, self.history = n_epochs, range(n_epochs), []
             if self.opt_func is not None:
-                self.opt = self.opt_func(self.model.parameters(), self.lr if lr is None else lr)
+                rate = self.lr if lr is None else lr  # numpy's numbers could not be read back from a checkpoint
+                self.opt = self.opt_func(self.model.parameters(), float(rate) if isinstance(rate, Real) else rate)
             self._stage("fit", partial(self._fit, saved))
         finally:
             self._undo_this_fit()
@@ -294,13 +296,8 @@ class Learner:
     # What a user may ask for
 
     def lr_find(
-        self,
-        gamma: float = 1.3,
-        max_mult: float = 3,
-        start_lr: float = 1e-5,
-        max_epochs: int = 10,
-        plot: bool | None = None,
-    ) -> float | None:
+        self, gamma: float = 1.3, max_mult: float = 3, start_lr: float = 1e-5, max_epochs: int = 10, plot: bool | None = None
+    ) -> float | None:  # fmt: skip
         """Try learning rates from `start_lr` upwards and suggest one; see `lsuvcb.training.lr_find.lr_find`."""
         return lr_find.lr_find(self, gamma, max_mult, start_lr, max_epochs, plot)
 
@@ -313,12 +310,14 @@ class Learner:
         state.save_model(self.model, path)
 
     def load(self, path: str | Path) -> None:
-        """Read weights that `save`, CheckpointCB or torch.save(model.state_dict()) wrote, and nothing but weights.
+        """Read weights, and nothing else, that `save`, CheckpointCB or torch.save(model.state_dict()) wrote.
+
+        An LSUVCallback leaves them alone from then on, unless it is told `force=True`.
 
         Raises:
             FileNotFoundError, CheckpointError: no such file, a damaged one, or weights of another model. None is changed.
         """
-        state.load_model(self.model, state.read(path))
+        state.load_weights(self.model, path)
 
     def plot_history(self) -> Axes:
         """Draw the loss and each metric of `history` by epoch, training and validation."""

@@ -76,7 +76,7 @@ class LSUVCallback(Callback):
         self.report: LSUVReport | None = None
 
     def before_fit(self, learn: Learner) -> None:
-        if not learn.do_train or (is_done(learn.model) and not self.force):
+        if not learn.do_train or learn.resumed or (is_done(learn.model) and not self.force):
             return
         with training_batch(learn, self.batch) as batch:
             self.report = lsuv_(learn.model, batch, **{"forward": _predict(learn), **self.lsuv_args})

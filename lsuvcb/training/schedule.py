@@ -128,8 +128,12 @@ class RecorderCB(HasLearnCB):
             if not callable(function):
                 raise TypeError(f"RecorderCB({name}=...) takes a function of the callback, got {function!r}.")
         self.d = d or {"lr": lr_of, "loss": loss_of}
-        self.pg: dict[str, Any] = {}
         self._start()
+
+    @property
+    def pg(self) -> dict[str, Any]:
+        """As they are now: a resumed fit's optimizer gets new ones."""
+        return self.learn.opt.param_groups[0] if self.learn is not None else {}
 
     def _start(self) -> None:
         self._rows: Thinned[tuple[int, list[Any]]] = Thinned(10_000)
@@ -138,8 +142,6 @@ class RecorderCB(HasLearnCB):
     def before_fit(self, learn: Learner) -> None:
         super().before_fit(learn)
         self._start()
-        if learn.do_train:
-            self.pg = learn.opt.param_groups[0]
 
     def after_batch(self, learn: Learner) -> None:
         if not learn.training:
@@ -147,10 +149,6 @@ class RecorderCB(HasLearnCB):
         if self._rows.due():
             self._rows.append((self._step, [_kept(function(self)) for function in self.d.values()]))
         self._step += 1
-
-    def cleanup_fit(self, learn: Learner) -> None:
-        super().cleanup_fit(learn)
-        self.pg = {}
 
     @property
     def steps(self) -> list[int]:

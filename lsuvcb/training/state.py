@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,8 @@ def load_model(model: nn.Module, saved: dict[str, Any]) -> None:
     """
     inner, new = unwrap(model), saved["model"]
     old = inner.state_dict()
-    shapes = [name for name in old.keys() & new.keys() if _shape(old[name]) != _shape(new[name])]
+    known = [name for name in old.keys() & new.keys() if not is_lazy(old[name])]  # a lazy one takes any shape
+    shapes = [name for name in known if _shape(old[name]) != _shape(new[name])]
     wrong = {
         "lacks": sorted(old.keys() - new.keys()), "has besides": sorted(new.keys() - old.keys()),
         "has in another shape": sorted(shapes),
@@ -120,8 +122,14 @@ def load_model(model: nn.Module, saved: dict[str, Any]) -> None:
         mark_done(model, saved["lsuv_done"])
 
 
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """What `learn.load` does: weights that somebody keeps in a file are not for LSUV to draw anew."""
+    load_model(model, read(path))
+    mark_done(model)
+
+
 def _shape(value: Any) -> Any:
-    return None if is_lazy(value) else getattr(value, "shape", None)
+    return getattr(value, "shape", None)
 
 
 # The training
@@ -134,10 +142,11 @@ def training_state(learn: Learner) -> dict[str, Any]:
     state = model_state(learn.model) | {
         "epoch": learn.epoch + 1, "history": learn.history, "grads": grads,
         "opt": learn.opt.state_dict() if getattr(learn, "opt", None) is not None else None,
+        "opt_kind": type(getattr(learn, "opt", None)).__name__,
         "callbacks": {key: cb.state_dict() for key, cb in _kept(learn.cbs)},
         "generators": save_states(loaders, devices),
     }  # fmt: skip
-    for key, value in {**state["callbacks"], "learn.history": learn.history}.items():
+    for key, value in {**state["callbacks"], "learn.history": learn.history, "learn.opt": state["opt"]}.items():
         _check_plain(value, key)
     return state
 
@@ -157,6 +166,9 @@ def load_training(learn: Learner, saved: dict[str, Any]) -> int:
 
 def _load_training(learn: Learner, saved: dict[str, Any]) -> None:
     if saved["opt"] is not None:
+        here = type(learn.opt).__name__
+        if saved.get("opt_kind", here) != here:
+            raise CheckpointError(f"the checkpoint is of a fit with {saved['opt_kind']}, this one has {here}.")
         learn.opt.load_state_dict(saved["opt"])
     states, kept = dict(saved["callbacks"]), dict(_kept(learn.cbs))
     for key in kept.keys() & states.keys():
@@ -188,7 +200,7 @@ def _kept(cbs: Iterable[Callback]) -> Iterator[tuple[str, Any]]:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             _check_plain(item, f"{where}[{key!r}]")
     elif isinstance(value, (list, tuple)):

@@ -41,6 +41,12 @@ def test_mean_and_std_are_those_of_torch_in_float64(x):
     assert float(std) == pytest.approx(x.double().std(correction=0).item(), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e20, 1e30, 1e-22, 1e-30])
+def test_std_is_exact_where_squares_leave_the_range_of_float32(size):
+    x = torch.randn(5000) * size
+    assert float(mean_and_std(x)[1]) == pytest.approx(x.double().std(correction=0).item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_mean_of_an_output_that_is_not_finite_is_not_finite(bad):
     x = torch.ones(100)

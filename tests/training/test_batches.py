@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from tiny import noise, seed_all
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, random_split
 
 from lsuvcb.training.batches import drawn_here
-from lsuvcb.training.generators import rewound
+from lsuvcb.training.generators import held_by, rewound
 
 
 class Noisy(Dataset):
@@ -90,3 +90,36 @@ def test_batches_of_a_one_shot_iterator_stay_open():
     with drawn_here(iterator) as batches:
         assert next(batches) == 0
     assert list(iterator) == [1, 2]
+
+
+class Jitter:
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+
+    def __call__(self, x):
+        return x + self.rng.random()
+
+
+class Composed:
+    def __init__(self, *steps):
+        self.transforms = list(steps)
+
+
+class Pictures(Dataset):
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __len__(self):
+        return 8
+
+
+def test_generator_is_found_in_a_composed_transform_of_a_subset():
+    jitter = Jitter()
+    data = random_split(Pictures(Composed(Composed(jitter))), [6, 2])[0]
+    assert jitter.rng in held_by([DataLoader(data, 2), None])
+
+
+def test_generators_are_looked_for_in_no_more_things_than_agreed():
+    deep = [[Jitter() for _ in range(60)] for _ in range(60)]
+    assert len(held_by(deep)) == 3600
+    assert len(held_by(deep, most=100)) < 100

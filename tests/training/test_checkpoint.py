@@ -254,6 +254,52 @@ def test_resumed_fit_runs_no_lsuv_and_says_so_by_silence(tmp_path, capsys):
     assert is_done(learn.model)
 
 
+@pytest.mark.parametrize("wrote", [[], [LSUVCallback(force=True)]], ids=["without LSUV", "with force"])
+def test_resumed_weights_are_left_alone_by_an_lsuv_callback_that_comes_later(wrote, tmp_path, capsys):
+    momentum([*wrote, CheckpointCB(tmp_path)]).fit(1)
+    trained = state.read(checkpoint.checkpoints(tmp_path)[0])["model"]
+    capsys.readouterr()
+    learn = momentum([LSUVCallback(force=bool(wrote)), CheckpointCB(tmp_path)])
+    learn.fit(1, resume=tmp_path)
+    assert "LSUV" not in capsys.readouterr().out
+    assert equal(trained, learn.model.state_dict())
+    assert not learn.resumed
+
+
+def test_loaded_weights_are_left_alone_by_lsuv_unless_it_is_forced(tmp_path, capsys):
+    learner(model=net(1)).save(tmp_path / "weights.pt")
+    learn = momentum([LSUVCallback()])
+    learn.load(tmp_path / "weights.pt")
+    learn.fit(1)
+    assert "LSUV" not in capsys.readouterr().out
+    learn.fit(1, cbs=LSUVCallback(force=True, orthonormal=False))
+    assert "LSUV" in capsys.readouterr().out
+
+
+def test_resume_from_its_folder_by_another_path_to_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learner([CheckpointCB("new")]).fit(1, resume=tmp_path / "new")
+    assert (tmp_path / "new" / "run01-epoch0001.pt").is_file()
+
+
+def test_lazy_model_is_resumed(tmp_path, capsys):
+    def lazy():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 2))
+        return TrainLearner(model, noisy_data(), lr=0.02, cbs=[LSUVCallback(), CheckpointCB(tmp_path)])
+
+    lazy().fit(1)
+    learn = lazy()
+    learn.fit(1, resume=tmp_path)
+    assert equal(state.read(checkpoint.checkpoints(tmp_path)[0])["model"], learn.model.state_dict())
+
+
+def test_numpy_s_learning_rate_is_a_plain_number_in_a_checkpoint(tmp_path):
+    for epochs in (1, 2):
+        learner([CheckpointCB(tmp_path)], lr=np.float64(0.01)).fit(epochs, resume=tmp_path)
+    assert state.read(checkpoint.checkpoints(tmp_path)[0])["opt"]["param_groups"][0]["lr"] == 0.01
+
+
 def test_resume_from_an_empty_folder_of_its_own_begins_at_the_beginning(tmp_path):
     learn = momentum([CheckpointCB(tmp_path / "new")])
     learn.fit(1, resume=tmp_path / "new")
@@ -335,6 +381,15 @@ def test_resume_with_another_optimizer_is_an_error_and_changes_nothing(tmp_path)
     assert equal(before, learn.model.state_dict())
 
 
+def test_resume_with_an_optimizer_of_another_kind_is_an_error_and_changes_nothing(tmp_path):
+    adam([CheckpointCB(tmp_path)]).fit(1)
+    learn = momentum([CheckpointCB(tmp_path)])
+    before = clone(learn.model)
+    with pytest.raises(CheckpointError, match="the checkpoint is of a fit with Adam, this one has SGD"):
+        learn.fit(2, resume=tmp_path)
+    assert equal(before, learn.model.state_dict())
+
+
 # CheckpointCB
 
 
@@ -362,6 +417,21 @@ def test_resumed_fit_goes_on_with_its_run(tmp_path):
     assert names(tmp_path) == [f"run01-epoch000{i}.pt" for i in (1, 2, 3)]
 
 
+def test_fit_that_goes_on_from_an_older_checkpoint_is_a_new_run_and_the_newest(tmp_path):
+    cb = CheckpointCB(tmp_path, keep=None)
+    learner([cb]).fit(3)
+    learner([CheckpointCB(tmp_path, keep=1)]).fit(2, resume=tmp_path / "run01-epoch0001.pt")
+    assert names(tmp_path) == [*(f"run01-epoch000{i}.pt" for i in (1, 2, 3)), "run02-epoch0002.pt"]
+    assert checkpoint.checkpoints(tmp_path)[0].name == "run02-epoch0002.pt"
+
+
+def test_fit_that_goes_on_from_another_folder_is_a_new_run_of_its_own(tmp_path):
+    learner([CheckpointCB(tmp_path / "a")]).fit(1)
+    learner([CheckpointCB(tmp_path / "b")]).fit(3)
+    learner([CheckpointCB(tmp_path / "b", keep=1)]).fit(2, resume=tmp_path / "a")
+    assert names(tmp_path / "b") == [*(f"run01-epoch000{i}.pt" for i in (1, 2, 3)), "run02-epoch0002.pt"]
+
+
 class Rows(Callback):
     """Writes given rows in place of MetricsCB's."""
 
@@ -377,7 +447,12 @@ class Rows(Callback):
 
 @pytest.mark.parametrize(
     ("name", "values", "lower", "best"),
-    [("loss", [3.0, 1.0, 2.0], None, 2), ("accuracy", [0.3, 0.1, 0.2], None, 1), ("wer", [0.3, 0.1, 0.2], True, 2)],
+    [
+        ("loss", [3.0, 1.0, 2.0], None, 2),
+        ("accuracy", [0.3, 0.1, 0.2], None, 1),
+        ("wer", [0.3, 0.1, 0.2], True, 2),
+        ("loss", [float("nan"), 3.0, 2.0], None, 3),
+    ],
 )
 def test_best_checkpoint_is_that_of_the_best_epoch(name, values, lower, best, tmp_path):
     learner([Rows(name, values), CheckpointCB(tmp_path, best=name, lower_is_better=lower)]).fit(3)

@@ -7,6 +7,7 @@ import torch
 from tiny import learner, line, loaders, recorder
 from torch.optim import lr_scheduler
 
+from lsuvcb.training.checkpoint import CheckpointCB
 from lsuvcb.training.events import CancelBatchException
 from lsuvcb.training.metrics import MetricsCB
 from lsuvcb.training.schedule import BatchSchedCB, EpochSchedCB, HasLearnCB, RecorderCB
@@ -148,3 +149,14 @@ def test_has_learn_holds_the_learner_during_the_fit_alone():
     learn.fit(1)
     assert cb.seen is learn
     assert cb.learn is None
+
+
+def test_record_of_a_resumed_fit_is_of_its_own_optimizer(tmp_path):
+    def make(*cbs):
+        halving = BatchSchedCB(partial(lr_scheduler.ExponentialLR, gamma=0.5))
+        return learner([halving, CheckpointCB(tmp_path), *cbs], loaders(train=2), lr=0.08)
+
+    make().fit(1)
+    record = RecorderCB()
+    make(record).fit(2, resume=tmp_path)
+    assert record.recs["lr"] == pytest.approx([0.02, 0.01])
