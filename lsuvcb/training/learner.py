@@ -156,7 +156,8 @@ class Learner:
         """
         if not isinstance(n_epochs, int) or n_epochs < 0:
             raise ValueError(f"`n_epochs` must be an integer >= 0, got {n_epochs!r}.")
-        outside = self.cbs, self._events, self._before_this_fit
+        inside = self._events is not None  # a callback's fit, which leaves all of the outer one as it was
+        outside = {k: v for k, v in vars(self).items() if inside or k in ("cbs", "_events", "_before_this_fit")}
         self.cbs, self._before_this_fit = [*self.cbs, *as_callbacks(cbs)], {}
         try:
             self._events = {name: self._handlers(name) for name in (*EVENTS, *STEPS)}
@@ -171,7 +172,7 @@ class Learner:
             self._stage("fit", partial(self._fit, saved))
         finally:
             self._undo_this_fit()
-            self.cbs, self._events, self._before_this_fit = outside
+            vars(self).update(outside)
 
     def _fit(self, saved: dict[str, Any] | None) -> None:
         done = 0 if saved is None else state.load_training(self, saved)

@@ -40,6 +40,7 @@ class MixedPrecisionCB(Callback):
             raise ValueError(f"`dtype` must be torch.bfloat16 or torch.float16, got {dtype}.")
         self.dtype = dtype
         self.scaler: torch.amp.GradScaler | None = None
+        self._unscaled = False
 
     def before_fit(self, learn: Learner) -> None:
         kind = (model_device(learn.model) or torch.device("cpu")).type
@@ -52,7 +53,7 @@ class MixedPrecisionCB(Callback):
             return run
 
         learn.for_this_fit(predict=cast(learn.predict), get_loss=cast(learn.get_loss))
-        self.scaler = None
+        self.scaler, self._unscaled = None, False
         if self.dtype is torch.float16 and learn.do_train:
             if isinstance(learn, MomentumLearner):
                 raise ValueError(
@@ -65,6 +66,12 @@ class MixedPrecisionCB(Callback):
     def _scaled(self, learn: Learner, backward: Callable[[], Any]) -> Callable[[], None]:
         def run() -> None:
             assert self.scaler is not None
+            if self._unscaled:  # the last batch was cancelled before its step: its gradients stay, scaled like the next
+                self.scaler.update()
+                scale = self.scaler.scale(torch.ones((), device=learn.loss.device))
+                parameters = [p for group in learn.opt.param_groups for p in group["params"] if p.grad is not None]
+                torch._foreach_mul_([p.grad for p in parameters], scale)
+                self._unscaled = False
             loss, learn.loss = learn.loss, self.scaler.scale(learn.loss)
             try:
                 backward()
@@ -78,12 +85,14 @@ class MixedPrecisionCB(Callback):
             assert self.scaler is not None
             self.scaler.step(learn.opt)
             self.scaler.update()
+            self._unscaled = False
 
         return run
 
     def after_backward(self, learn: Learner) -> None:
         if self.scaler is not None:
             self.scaler.unscale_(learn.opt)
+            self._unscaled = True
 
     def state_dict(self) -> dict[str, Any]:
         return self.scaler.state_dict() if self.scaler is not None else {}

@@ -468,3 +468,24 @@ def test_learner_without_optimizer_runs_validation():
 def test_learner_unknown_attribute_raises_attribute_error():
     with pytest.raises(AttributeError, match="'Learner' object has no attribute 'nonsense'"):
         _ = learner().nonsense
+
+
+@pytest.mark.parametrize("inner", [{"train": False}, {"valid": False, "lr": 1e-9}], ids=["validates", "trains"])
+def test_fit_inside_a_fit_leaves_the_outer_one_as_it_was(inner):
+    class Inner(Callback):
+        busy = False
+
+        def after_epoch(self, learn):
+            if learn.training and not self.busy:
+                self.busy = True
+                learn.fit(1, **inner)
+                self.busy = False
+
+    weights, epochs = [], []
+    for more in ([], [Inner()]):
+        learn = learner(more)
+        learn.fit(3, lr=0.1)
+        weights.append(learn.model.weight.item())
+        epochs.append((learn.epoch, learn.n_epochs, learn.do_train, learn.do_valid, learn.opt.param_groups[0]["lr"]))
+    assert weights[1] == pytest.approx(weights[0], abs=1e-6)
+    assert epochs[0] == epochs[1] == (2, 3, True, True, 0.1)

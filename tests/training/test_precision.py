@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import learner, line, loaders, net
 from torch import nn
 
-from lsuvcb import GradientClipCB, LSUVCallback, MixedPrecisionCB, MomentumLearner, TrainLearner
+from lsuvcb import CancelBatchException, GradientClipCB, LSUVCallback, MixedPrecisionCB, MomentumLearner, TrainLearner
 from lsuvcb.training.events import Callback
 
 HALF = torch.float16
@@ -67,6 +68,29 @@ def test_float16_step_with_an_overflow_is_left_out_and_the_scale_halved():
     learn.fit(1, valid=False)
     assert model.weight.item() == 0.0
     assert cb.scaler.get_scale() == 2.0**15
+
+
+class EveryOther(Callback):
+    """Gradients of two batches for each step."""
+
+    order = GradientClipCB.order + 1
+
+    def after_backward(self, learn):
+        if learn.iter % 2 == 0:
+            raise CancelBatchException
+
+
+def test_float16_gradients_of_a_cancelled_batch_stay_as_in_float32():
+    weights = []
+    for mixed in ([], [MixedPrecisionCB(HALF)]):
+        learn = learner(
+            [*mixed, EveryOther()], loaders(train=6), line(0.0), lr=1.0, loss_func=lambda p, t: 0.01 * F.mse_loss(p, t)
+        )
+        learn.fit(1)
+        learn.lr_find(max_epochs=1)  # its copies of the callbacks begin anew
+        weights.append(learn.model.weight.item())
+    assert weights[0] > 0.1
+    assert weights[1] == pytest.approx(weights[0], rel=1e-2)
 
 
 def test_float16_for_a_learner_that_keeps_gradients_is_an_error_with_advice():
