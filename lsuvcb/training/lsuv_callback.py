@@ -38,7 +38,7 @@ class LSUVCallback(Callback):
 
     Args:
         batch: use this batch, as the training loader would give it (or a tensor of inputs), instead of drawing one.
-        force: initialise again even if the model has been through an LSUVCallback before.
+        force: initialise again even if the model has been through an LSUVCallback before; not in a fit that resumes.
 
     Attributes:
         report: the LSUVReport of the last run; None before.
@@ -48,8 +48,8 @@ class LSUVCallback(Callback):
 
     The batch is the first that the fit will train on (that no callback cancels): taken in this process, with every
     callback's before_batch, the model in train mode and `learn.predict()` as its forward (`forward=` replaces it, and
-    is given the whole batch). A fit that does not train, and a model that is done already (a second fit, another
-    Learner), are left alone.
+    is given the whole batch). A fit that does not train, one that resumes from a checkpoint, and a model that is done
+    already (a second fit, another Learner, weights read by `learn.load`) are left alone.
 
     Side effects: the weights, see `lsuv_`. All else is as before: torch's generators (on the devices too), numpy's,
     Python's, and those held by the loader, its samplers and its data set; so the fit sees the batches, augmentations
