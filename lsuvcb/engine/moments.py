@@ -74,6 +74,8 @@ def _sums(x: Tensor) -> tuple[float, float]:
 
 
 def _sum_of_squares(x: Tensor) -> float:
+    if x.numel() <= _CHUNK:
+        return x.dot(x).item()
     return math.fsum(part.dot(part).item() for part in x.split(_CHUNK))
 
 
@@ -119,7 +121,9 @@ def moments(tensor: Tensor, pool: Pool | None = None) -> Moments:
         >>> round(m.mean, 2), round(m.std**2, 2)
         (6.25, 47.19)
     """
-    return moments_of([tensor], pool)
+    if pool is not None or not tensor.numel():
+        return moments_of([tensor], pool)
+    return _joined(_found(flat(tensor.detach())))
 
 
 def moments_of(parts: Iterable[Tensor], pool: Pool | None = None) -> Moments:

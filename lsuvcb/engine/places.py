@@ -16,7 +16,7 @@ class Places:
     """Which memory parameters take: two of them may be one, or views of one under different shapes."""
 
     def __init__(self) -> None:
-        self._by_storage: dict[tuple[torch.device, int], list[tuple[tuple[Any, ...], Source]]] = {}
+        self._by_storage: dict[tuple[torch.device, int], list[tuple[Tensor, Source]]] = {}
 
     def take(self, tensor: Tensor, source: Source) -> Source:
         """`source`, or the one of an earlier parameter that is the same memory in the same shape.
@@ -26,17 +26,22 @@ class Places:
         """
         if not tensor.numel() or tensor.layout != torch.strided or is_traceable_wrapper_subclass(tensor):
             return source
-        storage, size = tensor.untyped_storage().data_ptr(), tensor.element_size()
-        spread = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        begin = tensor.storage_offset() * size
-        place = (begin, begin + spread * size, spread == tensor.numel(), tensor.shape, tensor.stride())
+        storage = tensor.untyped_storage().data_ptr()
         taken = self._by_storage.setdefault((tensor.device, storage), []) if storage else []
-        for other, owner in taken:
+        for held, owner in taken:
+            place, other = _place(tensor), _place(held)
             if place[:2] == other[:2] and place[3:] == other[3:]:
                 source.weight.note(f"shares its memory with {owner.weight.name!r}")
                 return owner
             if place[0] < other[1] and other[0] < place[1] and (place[2] or other[2]):
                 for one, with_it in ((source.weight, owner.weight), (owner.weight, source.weight)):
                     one.note(f"shares its memory with {with_it.name!r}, in another shape")
-        taken.append((place, source))
+        taken.append((tensor, source))
         return source
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """First and last byte of its storage that it takes, whether without gaps, its shape and strides."""
+    spread = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    begin = tensor.storage_offset() * tensor.element_size()
+    return begin, begin + spread * tensor.element_size(), spread == tensor.numel(), tensor.shape, tensor.stride()
