@@ -165,6 +165,6 @@ class CheckpointCB(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._best_value = state["best_value"]
-        written = self.path / _NAME.format(run=state["run"], epoch=state["epoch"])
+        written = self.path / _NAME.format(run=state["run"], epoch=state.get("epoch", 0))  # older files have none
         if checkpoints(self.path)[:1] == [written]:  # from an older one, or another folder's, this is a new run
             self._run = state["run"]
