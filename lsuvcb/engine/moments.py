@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import LSUVError
 
@@ -184,9 +184,17 @@ def over_ranks(here: Moments, device: torch.device, pool: Pool) -> Moments:
     return Moments(mean_all, torch.where(together, std_all, math.nan), peak, n)
 
 
-def zero_on_cpu(tensor: Tensor) -> bool:
-    """Are all values zero? Looks at a few first; on other devices, and for tensors of no plain layout, it does not look."""
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.numel():
+def starts_alive(tensor: Tensor) -> bool:
+    """Is one of its first values other than zero? False where they cannot be read without waiting, or not cheaply."""
+    if not tensor.is_cpu or type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
         return False
-    few = tensor[(0,) * (tensor.ndim - 1)][:64] if tensor.ndim else tensor
-    return not few.any() and not tensor.any()
+    if not tensor.ndim or not tensor.numel():
+        return False
+    return any(tensor.detach().as_strided((min(8, tensor.shape[-1]),), tensor.stride()[-1:]).tolist())
+
+
+def zero_on_cpu(tensor: Tensor) -> bool:
+    """Are all values zero? On other devices, and for tensors of no plain layout, it does not look."""
+    if not tensor.is_cpu or tensor.layout != torch.strided or not tensor.numel():
+        return False
+    return not starts_alive(tensor) and not tensor.any()

@@ -128,10 +128,10 @@ class Scale(Follow):
         weight, bias = use.weight, use.bias
         start = self._starts.pop(weight, None)
         found = moments(y, weight.pool(self.group))
-        if y.device.type != "cpu" and bias is not None:  # what `_unfed` reads on a CPU, and nothing waits for here
+        if not y.is_cpu and bias is not None:  # what `_unfed` reads on a CPU, and nothing waits for here
             fed = [t.any() for t in use.inputs() if t.layout == torch.strided and t.device == y.device]
             found = replace(found, std=found.std * torch.stack(fed).any()) if fed else found
-        if self.strict or y.device.type == "cpu":
+        if self.strict or y.is_cpu:
             self._check_finite(use, y, found)
         if (start is not None or activation is not None or not y.numel()) and bool(found.constant):
             weight.note(CONSTANT if y.numel() else "its output is empty")

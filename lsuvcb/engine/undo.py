@@ -39,7 +39,13 @@ class Undo:
         self._state = self._generator.get_state()
 
     def save(self, changes: Iterable[Change], settings: Iterable[Setting]) -> None:
-        self._saved += [_LowBytes(c) if _only_scaled(c) else _Copy(c.tensor) for c in changes]
+        only_scaled: list[Change] = []
+        for change in changes:
+            if _only_scaled(change):
+                only_scaled.append(change)
+            else:
+                self._saved.append(_Copy(change.tensor))
+        self._saved.append(_LowBytes(only_scaled))
         self._settings += [Setting(s.block, s.block.bias) for s in settings]
 
     @torch.no_grad()
@@ -70,19 +76,26 @@ def _only_scaled(change: Change) -> bool:
 
 
 class _LowBytes:
-    """A quarter of a copy, for a large float32 weight that is only scaled: half the time and a quarter of the memory.
+    """A quarter of a copy, for large float32 weights that are only scaled: half the time and a quarter of the memory.
 
     w' / s is within two units in the last place of w, so the lowest byte of w tells which of them it was. Below float32's
     normal range, w' has lost at most 1 / s of such units, which s >= 1/64 keeps within the byte's reach.
+
+    All in one piece of memory: many small pieces would cost more to come by than to fill.
     """
 
-    def __init__(self, change: Change) -> None:
-        self.tensor, self.scale, self.version = change.tensor, change.scale, change.tensor._version
-        self.low = change.tensor.detach().view(torch.int32).to(torch.uint8).to("cpu")
+    def __init__(self, changes: list[Change]) -> None:
+        self.changes, self.versions = changes, [c.tensor._version for c in changes]
+        sizes = [c.tensor.numel() for c in changes]
+        self.low = torch.empty(sum(sizes), dtype=torch.uint8).split(sizes) if sizes else ()
+        for low, change in zip(self.low, changes, strict=True):
+            values = change.tensor.detach().view(-1).view(torch.int32)
+            low.copy_(values if values.is_cpu else values.to(torch.uint8))  # a device sends no more than it must
 
     def restore(self) -> None:
-        if self.tensor._version == self.version:
-            return  # torch counts writes: it was not scaled yet
-        near = (self.tensor.detach() / self.scale).view(torch.int32)
-        off = (self.low.to(near.device).to(torch.int32) - near + 128) % 256 - 128
-        self.tensor.copy_((near + off).view(torch.float32))
+        for (tensor, scale, _), version, low in zip(self.changes, self.versions, self.low, strict=True):
+            if tensor._version == version:
+                continue  # torch counts writes: it was not scaled yet
+            near = (tensor.detach() / scale).view(torch.int32)
+            off = (low.view(near.shape).to(near.device).to(torch.int32) - near + 128) % 256 - 128
+            tensor.copy_((near + off).view(torch.float32))

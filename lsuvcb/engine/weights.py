@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from .blocks import Block, is_block
 from .errors import LSUVError
-from .moments import Pool
+from .moments import Pool, starts_alive
 from .places import Places
-from .ranks import fully_sharded, is_sharded, whole
+from .ranks import fully_sharded, whole
 from .reparametrized import Reparametrized, reparametrized
 from .select import Selector, all_modules, module_paths, select_modules
 
@@ -183,9 +183,8 @@ class Weights:
 
     def _find_zeros(self) -> None:
         """Two reads from each device for the whole model: the first values of each tensor, then those that began with zeros."""
-        candidates = [
-            w for w in self.all if w.tensor.numel() and not (w.tensor.is_complex() or _starts_alive(w.tensor))
-        ]
+        readable = (w for w in self.all if w.tensor.numel() and not (w.tensor.is_complex() or w.tensor.is_quantized))
+        candidates = [w for w in readable if not starts_alive(w.tensor)]
         for probe in (
             lambda t: whole(t.detach()).reshape(-1)[:64].any(),
             lambda t: whole(t.detach()).count_nonzero() > 0,
@@ -261,11 +260,6 @@ def _is_all_of(view: Tensor, tensor: Tensor) -> bool:
     """w[:] and w[None] are the whole weight; rows gathered by an index are not, however many."""
     same_memory = view._is_view() and view.numel() == tensor.numel()
     return same_memory and view.is_set_to(tensor.detach().view_as(view))
-
-
-def _starts_alive(tensor: Tensor) -> bool:
-    """Is the first value, where it can be read without waiting, other than zero?"""
-    return tensor.device.type == "cpu" and not is_sharded(tensor) and tensor.detach()[(0,) * tensor.ndim].item() != 0
 
 
 def _trainable(tensor: Reparametrized) -> bool:
