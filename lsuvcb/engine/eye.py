@@ -64,6 +64,10 @@ class Use:
         skip = {id(ops.get(self.args, self.kwargs, k)) for k in (self.key, self.bias_key)}
         return [t for a in (*self.args, *self.kwargs.values()) for t in tensors_of(a) if id(t) not in skip]
 
+    def free_inputs(self) -> None:
+        """Let go of the call's arguments, which the model may have freed; it cannot be run any more."""
+        self.args, self.kwargs = (), {}
+
 
 def output_of(result: Any) -> Tensor:
     """The tensor that a linear op gave: its result, or the first of them (attention also gives its weights)."""

@@ -31,6 +31,7 @@ class Measure(Follow):
         weight.uses += 1
         y = output_of(result)
         if weight.uses == 1 and torch.is_floating_point(y) and (y.numel() or self.group):
+            use.free_inputs()
             self.hand_on(use, y)
         return result
 

@@ -70,6 +70,13 @@ class Solution:
     missed: bool = False
 
 
+class _Begun(NamedTuple):
+    """A layer between its op and its solution: moments of the output, and the orthonormal draw that gave it, if one did."""
+
+    found: Moments
+    start: Tensor | None
+
+
 class Scale(Follow):
     """Solves each weight at its first use and hands on the corrected output: later layers see the new weights' signal.
 
@@ -98,7 +105,7 @@ class Scale(Follow):
         self.solutions: dict[Weight, Solution] = {}
         self.biases: dict[Weight, Weight] = {}  # bias -> the weight whose solution it follows
         self.block_biases: dict[Weight, Any] = {}  # a block -> the bias that the commit gives it
-        self._starts: dict[Weight, Tensor] = {}
+        self._begun: dict[Weight, _Begun] = {}
         self._before: Weight | None = None
 
     def at_work(self, use: Use) -> Any:
@@ -111,28 +118,34 @@ class Scale(Follow):
             weight.note(reason)
         if weight.reason:
             return self._leave(use)
+        start = None
         if self.draws is not None:
             drawn = orthonormal_like(weight.tensor, self.draws, stacked=use.stacked)
-            self._starts[weight] = shard_as(drawn, weight.tensor)
-            result = use.run(drawn, _zeros(use.bias))
+            start, result = shard_as(drawn, weight.tensor), use.run(drawn, _zeros(use.bias))
         else:
             result = use.run()
         y = output_of(result)
         if (reason := no_real_values(weight, y)) or (not y.numel() and self.group is None):
             weight.note(reason or "its output is empty")
-            return use.run() if self._starts.pop(weight, None) is not None else result
+            return result if start is None else use.run()
+        self._begun[weight] = _Begun(self._look(use, y), start)
+        if start is None:
+            use.free_inputs()
         self.hand_on(use, y)
         return result
 
-    def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
-        weight, bias = use.weight, use.bias
-        start = self._starts.pop(weight, None)
-        found = moments(y, weight.pool(self.group))
-        if not y.is_cpu and bias is not None:  # what `_unfed` reads on a CPU, and nothing waits for here
+    def _look(self, use: Use, y: Tensor) -> Moments:
+        found = moments(y, use.weight.pool(self.group))
+        if not y.is_cpu and use.bias is not None:  # what `_unfed` reads on a CPU, and nothing waits for here
             fed = [t.any() for t in use.inputs() if t.layout == torch.strided and t.device == y.device]
             found = replace(found, std=found.std * torch.stack(fed).any()) if fed else found
         if self.strict or y.is_cpu:
             self._check_finite(use, y, found)
+        return found
+
+    def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
+        weight, bias = use.weight, use.bias
+        found, start = self._begun.pop(weight)
         if (start is not None or activation is not None or not y.numel()) and bool(found.constant):
             weight.note(CONSTANT if y.numel() else "its output is empty")
             if start is not None:

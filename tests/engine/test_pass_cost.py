@@ -64,8 +64,7 @@ CASES = {
     "convs, activation": (conv_net, lambda: torch.randn(64, 3, 24, 24), ACTIVATION, 1),
     # the copy of the batch, which is as large as any activation
     "mlp": (wide_mlp, lambda: torch.randn(8192, 128), {}, 1),
-    # and the layer's input, which is held until the activation has taken the output
-    "mlp, activation": (wide_mlp, lambda: torch.randn(8192, 128), ACTIVATION, 2),
+    "mlp, activation": (wide_mlp, lambda: torch.randn(8192, 128), ACTIVATION, 1),
 }
 
 
