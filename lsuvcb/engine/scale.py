@@ -15,7 +15,7 @@ from .alone import Layer, missed, solve_behind, solve_block
 from .blocks import Block, output_tensor
 from .errors import LSUVError
 from .eye import Use, no_real_values, output_of
-from .finite import count_non_finite
+from .finite import non_finite
 from .follow import Activations, Elementwise, Follow
 from .init import orthonormal_like
 from .measure import read
@@ -139,8 +139,8 @@ class Scale(Follow):
         if not y.is_cpu and use.bias is not None:  # what `_unfed` reads on a CPU, and nothing waits for here
             fed = [t.any() for t in use.inputs() if t.layout == torch.strided and t.device == y.device]
             found = replace(found, std=found.std * torch.stack(fed).any()) if fed else found
-        if self.strict or y.is_cpu:
-            self._check_finite(use, y, found)
+        if (self.strict or y.is_cpu) and not math.isfinite(float(found.std)):
+            raise non_finite(use, y, self._before, pooled=self.group is not None)
         return found
 
     def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
@@ -294,22 +294,6 @@ class Scale(Follow):
             start = start if solution.start is None else torch.zeros_like(start)
             return source.replay((start if solution.keeps_bias else start * solution.scale) + solution.shift)
         return value
-
-    def _check_finite(self, use: Use, y: Tensor, found: Moments) -> None:
-        if math.isfinite(float(found.std)):
-            return
-        bad, total = count_non_finite([y])
-        if not bad and self.group is not None:
-            raise LSUVError(
-                f"layer {use.weight} gave non-finite output on another rank, or the ranks are at different layers; every rank "
-                "must run the same ones in the same order."
-            )
-        inputs_bad, inputs_total = count_non_finite(use.inputs())
-        where = "the first non-finite values appear here"
-        if inputs_bad:
-            after = f"between {self._before} and it" if self._before else "before it"
-            where = f"its input holds {inputs_bad} of {inputs_total} such values already, from an op {after}"
-        raise LSUVError(f"layer {use.weight} gave non-finite output on this batch ({bad} of {total} values); {where}.")
 
 
 def _correct(y: Tensor, scale: Number, shift: Number) -> None:
