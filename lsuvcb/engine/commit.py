@@ -8,24 +8,19 @@ from torch import Tensor
 from .errors import LSUVError
 from .ranks import local
 from .scale import Solution, Values
-from .undo import Change, Setting
+from .undo import Change, Setting, Undo
 from .weights import Weight
 
 
 @torch.no_grad()
-def commit(changes: list[Change], settings: list[Setting]) -> None:
-    """Make the changes in place: the same parameters, dtypes and memory formats, with new values."""
-    begun = [(c.tensor, c.start) for c in changes if c.start is not None]
-    if begun:
-        torch._foreach_copy_([tensor for tensor, _ in begun], [start for _, start in begun])
-    scaled = [c for c in changes if c.scale != 1]
-    half = [c for c in scaled if c.tensor.dtype == torch.float16]
-    rest = [c for c in scaled if c.tensor.dtype != torch.float16]
-    if rest:
-        torch._foreach_mul_([c.tensor for c in rest], [c.scale for c in rest])
-    for change in half:  # foreach would round the scale itself to float16, where it may be infinite
-        change.tensor.mul_(change.scale)
-    for block, bias in settings:
+def commit(changes: list[Change], settings: list[Setting], undo: Undo) -> None:
+    """Make the changes in place: the same parameters, dtypes and memory formats, with new values; `undo` takes them back."""
+    for tensor, scale, start in undo.saved(changes):  # each is still in the cache when it is written
+        if start is not None:
+            tensor.copy_(start)
+        if scale != 1:
+            tensor.mul_(scale)
+    for block, bias in undo.saved_settings(settings):
         block.module.bias = bias
     # autocast keeps low-precision copies of weights and does not notice a change in place
     torch.clear_autocast_cache()

@@ -15,7 +15,7 @@ from .ranks import is_sharded
 from .weights import Made, Source, Weight, Weights, tensors_of
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class Use:
     """One call of a linear op with a weight of the model: y = op(x, W) + b.
 
@@ -61,8 +61,9 @@ class Use:
 
     def inputs(self) -> list[Tensor]:
         """The tensors that the weight works on."""
-        skip = {id(ops.get(self.args, self.kwargs, k)) for k in (self.key, self.bias_key)}
-        return [t for a in (*self.args, *self.kwargs.values()) for t in tensors_of(a) if id(t) not in skip]
+        weight, added = ops.get(self.args, self.kwargs, self.key), ops.get(self.args, self.kwargs, self.bias_key)
+        values = (*self.args, *self.kwargs.values())
+        return [t for value in values for t in tensors_of(value) if t is not weight and t is not added]
 
     def free_inputs(self) -> None:
         """Let go of the call's arguments, which the model may have freed; it cannot be run any more."""
@@ -107,6 +108,12 @@ class Eye(TorchFunctionMode):
         if not sources:
             return func(*args, **kwargs)
         op = ops.op_name(func)
+        if use := self._linear(op, func, args, kwargs):
+            result = self.at_work(use)
+            for source in sources:  # attention's packed in_proj, a parameter that is the weight's input
+                if isinstance(source, Source):
+                    self.weights.meet(source.weight, op)
+            return result
         if op in ops.LOOKS:
             return func(*args, **kwargs)
         if op in ops.VIEWS or op in ops.PARTS:
@@ -120,20 +127,13 @@ class Eye(TorchFunctionMode):
             self.weights.meet(written.weight, op)
             self.weights.tag(args[0], Made(op, (written.weight,)))  # a copy of the weight no more
             return result
-        use = self._linear(op, func, args, kwargs)
-        if use is None:
-            return self._other(sources, op, func, args, kwargs)
-        result = self.at_work(use)
-        for source in sources:  # attention's packed in_proj, a parameter that is the weight's input
-            if isinstance(source, Source):
-                self.weights.meet(source.weight, op)
-        return result
+        return self._other(sources, op, func, args, kwargs)
 
     def _sources(self, args: Any, kwargs: Any) -> list[Source | Made]:
         find, found = self.weights.source, []
         for value in (*args, *kwargs.values()) if kwargs else args:
-            for item in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(item, Tensor) and (source := find(item)) is not None:
+            for tensor in tensors_of(value):
+                if (source := find(tensor)) is not None:
                     found.append(source)
         return found
 
@@ -141,13 +141,14 @@ class Eye(TorchFunctionMode):
         places = ops.slots(op, args, kwargs)
         if places is None:
             return None
-        found = [(k, self.weights.source(ops.get(args, kwargs, k))) for k in places.weights]
-        for _, made in found:
-            if not isinstance(made, Made):
-                continue
-            for weight in made.weights:
-                weight.note(f"transformed before use: {op} works on what {made.op} made of it")
-        at = [(k, s) for k, s in found if isinstance(s, Source)]
+        at = []
+        for key in places.weights:
+            source = self.weights.source(ops.get(args, kwargs, key))
+            if isinstance(source, Source):
+                at.append((key, source))
+            elif source is not None:
+                for weight in source.weights:
+                    weight.note(f"transformed before use: {op} works on what {source.op} made of it")
         if len(at) > 1:  # a parameter that is spread over the batch is data (learned queries), the other one the weight
             at = [(k, s) for k, s in at if ops.get(args, kwargs, k).numel() <= s.weight.tensor.numel()] or at
         if len(at) > 1:

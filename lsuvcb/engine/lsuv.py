@@ -127,8 +127,7 @@ def lsuv_(
                 raise no_layers(run, layers, eye.weights.all)
             changes = changes_of(eye.solutions, eye.biases, values)
             settings = [Setting(w.block, eye.block_biases[w]) for w in eye.solutions if w.block is not None]
-            undo.save(changes, settings)
-            commit(changes, settings)
+            commit(changes, settings, undo)
             for block, _ in settings:
                 run.snapshot.renew(block.module)
             after = run.measure(plan) if verify else {}

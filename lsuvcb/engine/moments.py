@@ -18,6 +18,7 @@ from .errors import LSUVError
 _CHUNK = 1 << 17
 # Values near a large mean are few different ones, whose rounding errors add up: shorter products.
 _NEAR_CHUNK = 1 << 14
+_EXACT = frozenset((torch.float32, torch.float64))
 # Narrower types are made float32 this many values at a time: no second, wider copy of a large activation.
 _WIDENED = 1 << 20
 # Where mean^2 exceeds this multiple of the variance, a sum of squares has lost the digits and the mean goes off first.
@@ -83,7 +84,7 @@ def _cpu_moments(x: Tensor) -> Moments:
     """A sum and a dot product: some 40 times faster on a CPU than torch.var_mean, and as exact."""
     n = x.numel()
     mean, square = x.sum().item() / n, _sum_of_squares(x) / n
-    if x.dtype == torch.float32 and not 1e-30 < square < 1e30 and bool(x.any()) and bool(x.isfinite().all()):
+    if not 1e-30 < square < 1e30 and x.dtype == torch.float32 and bool(x.any()) and bool(x.isfinite().all()):
         return _cpu_moments(x.double())  # the squares leave float32's range, the values do not
     var = square - mean * mean
     if mean * mean > _FAR * var:
@@ -101,6 +102,10 @@ def _cpu_moments(x: Tensor) -> Moments:
 def _device_moments(x: Tensor) -> Moments:
     var, mean = torch.var_mean(x, correction=0)
     return Moments(mean, var.sqrt(), torch.linalg.vector_norm(x, float("inf")), x.numel())
+
+
+def _of_exact(x: Tensor) -> Moments:
+    return _cpu_moments(x) if x.is_cpu else _device_moments(x)
 
 
 def moments(tensor: Tensor, pool: Pool | None = None) -> Moments:
@@ -121,9 +126,9 @@ def moments(tensor: Tensor, pool: Pool | None = None) -> Moments:
         >>> round(m.mean, 2), round(m.std**2, 2)
         (6.25, 47.19)
     """
-    if pool is not None or not tensor.numel():
-        return moments_of([tensor], pool)
-    return _joined(_found(flat(tensor.detach())))
+    if pool is None and tensor.dtype in _EXACT and tensor.numel():
+        return _of_exact(flat(tensor.detach()))
+    return moments_of([tensor], pool)
 
 
 def moments_of(parts: Iterable[Tensor], pool: Pool | None = None) -> Moments:
@@ -137,12 +142,11 @@ def moments_of(parts: Iterable[Tensor], pool: Pool | None = None) -> Moments:
 
 
 def _found(x: Tensor) -> list[Moments]:
-    find = _cpu_moments if x.device.type == "cpu" else _device_moments
     if not x.numel():
         return []
-    if x.dtype in (torch.float32, torch.float64):
-        return [find(x)]
-    return [find(part.float()) for part in x.split(_WIDENED)]
+    if x.dtype in _EXACT:
+        return [_of_exact(x)]
+    return [_of_exact(part.float()) for part in x.split(_WIDENED)]
 
 
 def _joined(parts: list[Moments]) -> Moments:
@@ -186,11 +190,11 @@ def over_ranks(here: Moments, device: torch.device, pool: Pool) -> Moments:
 
 def starts_alive(tensor: Tensor) -> bool:
     """Is one of its first values other than zero? False where they cannot be read without waiting, or not cheaply."""
-    if not tensor.is_cpu or type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+    if not tensor.is_cpu or type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
         return False
-    if not tensor.ndim or not tensor.numel():
+    if tensor.layout != torch.strided or not tensor.ndim or not tensor.numel():
         return False
-    return any(tensor.detach().as_strided((min(8, tensor.shape[-1]),), tensor.stride()[-1:]).tolist())
+    return any(tensor.as_strided((min(8, tensor.shape[-1]),), tensor.stride()[-1:]).tolist())
 
 
 def zero_on_cpu(tensor: Tensor) -> bool:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.nn import functional as F
 
 Key = int | str | tuple[int, int]  # a positional argument, a keyword, or an item of a list in a positional argument
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One linear op: the (position, keyword) of each argument that may be the weight, and of the bias."""
 
     weights: tuple[tuple[int, str], ...]
@@ -72,7 +70,7 @@ LOOKS = frozenset(
 
 def op_name(func: Callable[..., Any]) -> str:
     """The name of the function that a TorchFunctionMode was handed; for a property of a tensor, the property's."""
-    name = getattr(func, "__name__", str(func))
+    name = getattr(func, "__name__", "") or str(func)
     if name == "__get__":
         return getattr(func.__self__, "__name__", name)  # type: ignore[attr-defined]
     return name.partition(".")[0]  # an overload of torch.ops has its own name behind a dot
@@ -83,11 +81,10 @@ def writes(name: str) -> bool:
     return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or name == "__setitem__"
 
 
-@dataclass(frozen=True)
-class Slots:
+class Slots(NamedTuple):
     """Where this call of a linear op keeps its possible weights and its bias."""
 
-    weights: tuple[Key, ...]
+    weights: Sequence[Key]
     bias: Key | None
 
 
@@ -104,15 +101,11 @@ def slots(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Slots | Non
         listed = len(args) == 2 and isinstance(args[1], (list, tuple))
         if (not listed and len(args) < 3) or (listed and len(args[1]) < 2):
             return None  # a transposition or a sum, no product
-        keys: tuple[Key, ...] = tuple((1, i) for i in range(len(args[1]))) if listed else tuple(range(1, len(args)))
-        return Slots(keys, None)
-
-    def key(place: tuple[int, str]) -> Key | None:
-        position, keyword = place
-        return position if position < len(args) else keyword if keyword in kwargs else None
-
-    found = tuple(k for place in row.weights if (k := key(place)) is not None)
-    return Slots(found, key(row.bias) if row.bias else None)
+        return Slots([(1, i) for i in range(len(args[1]))] if listed else range(1, len(args)), None)
+    given = len(args)
+    found = [p if p < given else k for p, k in row.weights if p < given or k in kwargs]
+    position, keyword = row.bias or (given, "")
+    return Slots(found, position if position < given else keyword if keyword in kwargs else None)
 
 
 def get(args: Sequence[Any], kwargs: dict[str, Any], key: Key | None) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .moments import Moments, Number
 
-LOW_PRECISION = (torch.bfloat16, torch.float16)
+LOW_PRECISION = frozenset((torch.bfloat16, torch.float16))
 LOW_PRECISION_TOL = 1e-2
 
 
@@ -28,8 +28,8 @@ class Target:
 
     def tolerance(self, *dtypes: torch.dtype) -> float:
         """Largest allowed error: `tol` times the std; bf16 and fp16 cannot hold less than 1e-2 of it."""
-        low = any(dtype in LOW_PRECISION for dtype in dtypes)
-        return max(self.tol, LOW_PRECISION_TOL if low else 0.0) * self.std
+        high = LOW_PRECISION.isdisjoint(dtypes)
+        return (self.tol if high else max(self.tol, LOW_PRECISION_TOL)) * self.std
 
 
 def closed_form(

@@ -75,11 +75,6 @@ _PLAIN = (bool, int, float, complex, str, bytes, tuple, torch.dtype, torch.devic
 _INTERNAL = frozenset(vars(nn.Module()))  # what torch itself keeps in a module
 
 
-def plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """The attributes that are no parameter, buffer, module or hook: sizes of caches, counters, flags."""
-    return {name: value for name, value in vars(module).items() if name not in _INTERNAL}
-
-
 class Snapshot:
     """What a forward may change in a model besides its outputs: modes, buffers, gradients, flags, RNG."""
 
@@ -91,7 +86,7 @@ class Snapshot:
         written += [m.weight for m, *_ in self._modules if vars(m).get("max_norm") and isinstance(m.weight, Tensor)]
         self._written = {t: t.detach().clone() for t in written}
         self._versions = {t: t._version for t in written if t.layout != torch.strided}
-        self._plain = {m: plain_attributes(m) for m, *_ in self._modules}
+        self._attributes = {m: dict(vars(m)) for m, *_ in self._modules}
         parameters = {id(p): p for m, *_ in self._modules for p in m._parameters.values() if p is not None}
         self._grads = [(p, p.grad, p.requires_grad) for p in parameters.values()]
 
@@ -100,7 +95,7 @@ class Snapshot:
         for buffer in module.buffers():
             if buffer in self._written:
                 self._written[buffer] = buffer.detach().clone()
-        self._plain.update((m, plain_attributes(m)) for m in module.modules())
+        self._attributes.update((m, dict(vars(m))) for m in module.modules())
 
     def hide_gradients(self) -> None:
         """Take the gradients off the parameters, where a forward's backward() would add to them, until `restore`."""
@@ -121,7 +116,7 @@ class Snapshot:
                 module._buffers.update(buffers)
                 for name in new:
                     del module._buffers[name]
-                _put_back(module, self._plain[module])
+                _put_back(module, self._attributes[module])
         for buffer, value in self._written.items():
             # copy_ bumps the version counter, so an unchanged buffer is left alone
             if not (
@@ -147,10 +142,12 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _put_back(module: nn.Module, attributes: dict[str, Any]) -> None:
     """Plain values (numbers, texts, tuples, None) as they were, and nothing new: they may tell of the buffers put back.
 
-    A rotary embedding keeps the length that its cache is for. A module whose buffers stay is not looked at.
+    What torch itself keeps in a module is put back elsewhere. A rotary embedding keeps the length that its cache is for.
+    A module whose buffers stay is not looked at.
     """
     held = vars(module)
-    for name, value in attributes.items():
+    for name in attributes.keys() - _INTERNAL:
+        value = attributes[name]
         if value is not held.get(name, held) and (value is None or isinstance(value, _PLAIN)):
             held[name] = value
     for name in held.keys() - attributes.keys() - _INTERNAL:

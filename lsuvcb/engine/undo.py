@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -38,15 +38,18 @@ class Undo:
         self._generator = generator or torch.default_generator
         self._state = self._generator.get_state()
 
-    def save(self, changes: Iterable[Change], settings: Iterable[Setting]) -> None:
-        only_scaled: list[Change] = []
-        for change in changes:
-            if _only_scaled(change):
-                only_scaled.append(change)
-            else:
-                self._saved.append(_Copy(change.tensor))
-        self._saved.append(_LowBytes(only_scaled))
+    def saved(self, changes: list[Change]) -> Iterator[Change]:
+        """The changes, each once its tensor's values are saved."""
+        sizes = [c.tensor.numel() if _only_scaled(c) else 0 for c in changes]
+        # in one piece: many small ones would cost more to come by than to fill
+        for change, low in zip(changes, torch.empty(sum(sizes), dtype=torch.uint8).split(sizes), strict=True):
+            self._saved.append(_LowBytes(change, low) if low.numel() else _Copy(change.tensor))
+            yield change
+
+    def saved_settings(self, settings: list[Setting]) -> list[Setting]:
+        """The settings, once the biases that they replace are saved."""
         self._settings += [Setting(s.block, s.block.bias) for s in settings]
+        return settings
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -55,14 +58,14 @@ class Undo:
         for block, bias in self._settings:
             block.module.bias = bias
         self._generator.set_state(self._state)
-        torch.clear_autocast_cache()
 
 
 class _Copy:
     """A tensor's values, in the host's memory, so that an accelerator never holds a second set of weights."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.values = tensor, tensor.detach().to("cpu", copy=True)
+        values = tensor.detach()
+        self.tensor, self.values = tensor, values.clone() if values.is_cpu else values.cpu()
 
     def restore(self) -> None:
         self.tensor.copy_(self.values)
@@ -76,26 +79,21 @@ def _only_scaled(change: Change) -> bool:
 
 
 class _LowBytes:
-    """A quarter of a copy, for large float32 weights that are only scaled: half the time and a quarter of the memory.
+    """A quarter of a copy, for a large float32 weight that is only scaled: half the time and a quarter of the memory.
 
     w' / s is within two units in the last place of w, so the lowest byte of w tells which of them it was. Below float32's
     normal range, w' has lost at most 1 / s of such units, which s >= 1/64 keeps within the byte's reach.
-
-    All in one piece of memory: many small pieces would cost more to come by than to fill.
     """
 
-    def __init__(self, changes: list[Change]) -> None:
-        self.changes, self.versions = changes, [c.tensor._version for c in changes]
-        sizes = [c.tensor.numel() for c in changes]
-        self.low = torch.empty(sum(sizes), dtype=torch.uint8).split(sizes) if sizes else ()
-        for low, change in zip(self.low, changes, strict=True):
-            values = change.tensor.detach().view(-1).view(torch.int32)
-            low.copy_(values if values.is_cpu else values.to(torch.uint8))  # a device sends no more than it must
+    def __init__(self, change: Change, low: Tensor) -> None:
+        self.change, self.version, self.low = change, change.tensor._version, low
+        values = change.tensor.detach().view(-1).view(torch.int32)
+        low.copy_(values if values.is_cpu else values.to(torch.uint8))  # a device sends no more than it must
 
     def restore(self) -> None:
-        for (tensor, scale, _), version, low in zip(self.changes, self.versions, self.low, strict=True):
-            if tensor._version == version:
-                continue  # torch counts writes: it was not scaled yet
-            near = (tensor.detach() / scale).view(torch.int32)
-            off = (low.view(near.shape).to(near.device).to(torch.int32) - near + 128) % 256 - 128
-            tensor.copy_((near + off).view(torch.float32))
+        tensor, scale, _ = self.change
+        if tensor._version == self.version:
+            return  # torch counts writes: it was not scaled yet
+        near = (tensor.detach() / scale).view(torch.int32)
+        off = (self.low.view(near.shape).to(near.device).to(torch.int32) - near + 128) % 256 - 128
+        tensor.copy_((near + off).view(torch.float32))

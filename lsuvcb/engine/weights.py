@@ -25,10 +25,12 @@ _SOURCE = "_lsuvcb_source"  # an attribute on tensors that a pass derives from a
 
 def tensors_of(value: object) -> list[Tensor]:
     """The tensors in a value that an op takes or gives: itself, or the items of a tuple or list."""
-    return [item for item in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(item, Tensor)]
+    if isinstance(value, Tensor):
+        return [value]
+    return [item for item in value if isinstance(item, Tensor)] if isinstance(value, (tuple, list)) else []
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class Weight:
     """One parameter (or one parametrized tensor) of a module, and how this pass met it.
 
@@ -83,7 +85,7 @@ class Weight:
         return f"{self.name!r} ({self.kind} {'x'.join(map(str, shape))})"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Source:
     """Where a tensor comes from: a weight, through views and casts that `replay` repeats on other values of it."""
 
@@ -92,7 +94,7 @@ class Source:
     part: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Made:
     """A tensor that an op other than a view computed from parameters alone: a standardised weight, a merged adapter."""
 
@@ -181,10 +183,11 @@ class Weights:
             elif inside.issuperset(weight.owners):
                 weight.note(f"inside the selected block {name!r}")
 
+    @torch.no_grad()
     def _find_zeros(self) -> None:
         """Two reads from each device for the whole model: the first values of each tensor, then those that began with zeros."""
-        readable = (w for w in self.all if w.tensor.numel() and not (w.tensor.is_complex() or w.tensor.is_quantized))
-        candidates = [w for w in readable if not starts_alive(w.tensor)]
+        unsure = [w for w in self.all if not starts_alive(w.tensor)]
+        candidates = [w for w in unsure if w.tensor.numel() and not (w.tensor.is_complex() or w.tensor.is_quantized)]
         for probe in (
             lambda t: whole(t.detach()).reshape(-1)[:64].any(),
             lambda t: whole(t.detach()).count_nonzero() > 0,

@@ -154,22 +154,24 @@ def _again(net: nn.Module, start: dict[str, bytes]) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("function", ["_foreach_copy_", "_foreach_mul_"])
+@pytest.mark.parametrize("orthonormal", [True, False])
 @pytest.mark.parametrize("where", ["before it", "half way", "after it"])
-def test_lsuv_stopped_in_the_commit_changes_nothing(function, where, monkeypatch, undisturbed):
+def test_lsuv_stopped_in_the_commit_changes_nothing(where, orthonormal, monkeypatch, undisturbed):
     net, generator, x = lively(), torch.Generator().manual_seed(1), torch.randn(64, 6)
-    real, reached = getattr(torch, function), []
+    real, reached = Undo.saved, []
 
-    def stops(tensors, values, *args):
-        reached.append(len(tensors))
-        done = {"before it": 0, "half way": len(tensors) // 2, "after it": len(tensors)}[where]
-        if done:
-            real(tensors[:done], values[:done], *args)
+    def stops(undo, changes):
+        reached.append(len(changes))
+        done = {"before it": 0, "half way": len(changes) // 2, "after it": len(changes)}[where]
+        for i, change in enumerate(real(undo, changes)):
+            if i == done:
+                raise KeyboardInterrupt
+            yield change
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, function, stops)
+    monkeypatch.setattr(Undo, "saved", stops)
     with pytest.raises(KeyboardInterrupt), undisturbed(net, generator):
-        lsuv_(net, x, mean=0.5, generator=generator)
+        lsuv_(net, x, mean=0.5, orthonormal=orthonormal, generator=generator)
     assert reached
     assert reached[0] > 1
 
@@ -313,9 +315,9 @@ def test_undo_of_a_large_scaled_weight_is_exact(scale, stopped):
     weight[:4] = torch.tensor([0.0, -0.0, 1e-45, -1e-40])
     weight[1000:2000] = 1.0
     before, undo = bits(weight), Undo()
-    undo.save([Change(weight, scale)], [])
-    if stopped == "after":
-        torch._foreach_mul_([weight], [scale])
-        assert bits(weight) != before
+    for change in undo.saved([Change(weight, scale)]):
+        if stopped == "after":
+            change.tensor.mul_(scale)
+            assert bits(weight) != before
     undo.restore()
     assert bits(weight) == before

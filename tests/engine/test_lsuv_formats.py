@@ -15,6 +15,7 @@ from torch import nn
 from traces import bits, differences, traces, weights_of
 
 from lsuvcb.engine import NotConvergedWarning, lsuv_, survey
+from lsuvcb.engine.undo import Undo
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(5))
 BOTH = pytest.mark.parametrize("orthonormal", [True, False])
@@ -150,14 +151,15 @@ def test_lsuv_under_autocast_leaves_gradients_to_a_later_forward():
 def test_lsuv_stopped_under_autocast_leaves_no_stale_cast(monkeypatch):
     net, x = relu_mlp(2), torch.randn(64, 32)
     before = net(x.bfloat16().float()).detach()
-    real = torch._foreach_mul_
+    real = Undo.saved
 
-    def stops(*args):
-        real(*args)
-        net(x)  # casts what half of the commit wrote
+    def stops(undo, changes):
+        yield from real(undo, changes)
+        with torch.enable_grad():
+            net(x)  # casts what the commit wrote, and torch keeps the casts
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "_foreach_mul_", stops)
+    monkeypatch.setattr(Undo, "saved", stops)
     with torch.autocast("cpu", torch.bfloat16):
         with pytest.raises(KeyboardInterrupt):
             lsuv_(net, x)
