@@ -157,7 +157,7 @@ class Eye(TorchFunctionMode):
         if len(at) != 1:
             return None
         key, source = at[0]
-        if any(map(torch._C._functorch.is_batchedtensor, tensors_of(args))):
+        if _inside_vmap() and any(map(torch._C._functorch.is_batchedtensor, tensors_of(args))):
             source.weight.note(f"used under torch.vmap, which hides the values that {op} gives")
             return None
         if source.part:
@@ -182,6 +182,9 @@ class Eye(TorchFunctionMode):
             for tensor in outputs:
                 self.weights.tag(tensor, Made(op, tuple(of.values())))
         return result
+
+
+_inside_vmap = torch._C._functorch.maybe_current_level  # None outside of any transform
 
 
 def _fixed_bias(bias: Source | None, kwargs: dict[str, Any]) -> str:

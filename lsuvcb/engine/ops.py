@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from torch.nn import functional as F
@@ -94,18 +95,23 @@ assert _MHA_PARAMETERS[11:13] == ["out_proj_weight", "out_proj_bias"], "torch mo
 
 def slots(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Slots | None:
     """The slots of a call, None if `name` is no linear op."""
-    row = LINEAR.get(name)
-    if row is None:
+    if name not in LINEAR:
         return None
     if name == "einsum":
         listed = len(args) == 2 and isinstance(args[1], (list, tuple))
         if (not listed and len(args) < 3) or (listed and len(args[1]) < 2):
             return None  # a transposition or a sum, no product
         return Slots([(1, i) for i in range(len(args[1]))] if listed else range(1, len(args)), None)
-    given = len(args)
-    found = [p if p < given else k for p, k in row.weights if p < given or k in kwargs]
+    return _slots(name, len(args), tuple(kwargs))
+
+
+@cache
+def _slots(name: str, given: int, keywords: tuple[str, ...]) -> Slots:
+    """The same for so many positional arguments and these keywords."""
+    row = LINEAR[name]
+    found = [p if p < given else k for p, k in row.weights if p < given or k in keywords]
     position, keyword = row.bias or (given, "")
-    return Slots(found, position if position < given else keyword if keyword in kwargs else None)
+    return Slots(found, position if position < given else keyword if keyword in keywords else None)
 
 
 def get(args: Sequence[Any], kwargs: dict[str, Any], key: Key | None) -> Any:
