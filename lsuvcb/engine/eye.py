@@ -14,6 +14,8 @@ from . import ops
 from .ranks import is_sharded
 from .weights import Made, Source, Weight, Weights, tensors_of
 
+_inside_transform = torch._C._functorch.maybe_current_level  # of torch.vmap and its like; None outside
+
 
 @dataclass(slots=True, eq=False)
 class Use:
@@ -157,7 +159,7 @@ class Eye(TorchFunctionMode):
         if len(at) != 1:
             return None
         key, source = at[0]
-        if _inside_vmap() and any(map(torch._C._functorch.is_batchedtensor, tensors_of(args))):
+        if _inside_transform() is not None and any(map(torch._C._functorch.is_batchedtensor, tensors_of(args))):
             source.weight.note(f"used under torch.vmap, which hides the values that {op} gives")
             return None
         if source.part:
@@ -182,9 +184,6 @@ class Eye(TorchFunctionMode):
             for tensor in outputs:
                 self.weights.tag(tensor, Made(op, tuple(of.values())))
         return result
-
-
-_inside_vmap = torch._C._functorch.maybe_current_level  # None outside of any transform
 
 
 def _fixed_bias(bias: Source | None, kwargs: dict[str, Any]) -> str:

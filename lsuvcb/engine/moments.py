@@ -18,6 +18,7 @@ from .errors import LSUVError
 _CHUNK = 1 << 17
 # Values near a large mean are few different ones, whose rounding errors add up: shorter products.
 _NEAR_CHUNK = 1 << 14
+# Types whose values are summed as they are.
 _EXACT = frozenset((torch.float32, torch.float64))
 # Narrower types are made float32 this many values at a time: no second, wider copy of a large activation.
 _WIDENED = 1 << 20
@@ -75,24 +76,24 @@ def _sums(x: Tensor) -> tuple[float, float]:
     return x.sum().item(), squares
 
 
-def _sums_by_parts(x: Tensor, size: int) -> tuple[float, float]:
-    """The same part by part, each summed twice while it is in the cache."""
-    sums, squares = zip(*map(_sums, x.split(size)), strict=True)
+def _sums_by_parts(parts: Iterable[Tensor]) -> tuple[float, float]:
+    """The same of several parts together, each read twice while it is in the cache."""
+    sums, squares = zip(*map(_sums, parts), strict=True)
     return sum(sums), sum(squares)  # in float64; infinities of both signs give NaN
 
 
 def _cpu_moments(x: Tensor) -> Moments:
     """A sum and a dot product: some 40 times faster on a CPU than torch.var_mean, and as exact."""
     n = x.numel()
-    total, squares = _sums(x) if n <= _CHUNK else _sums_by_parts(x, _CHUNK)
+    total, squares = _sums(x) if n <= _CHUNK else _sums_by_parts(x.split(_CHUNK))
     mean, square = total / n, squares / n
     if not 1e-30 < square < 1e30 and x.dtype == torch.float32 and bool(x.any()) and bool(x.isfinite().all()):
         return _cpu_moments(x.double())  # the squares leave float32's range, the values do not
     var = square - mean * mean
     if mean * mean > _FAR * var:
-        offs, squared = zip(*(_sums(part - mean) for part in x.split(_NEAR_CHUNK)), strict=True)
-        rest = math.fsum(offs) / n  # the mean was rounded to x's type
-        var, mean = math.fsum(squared) / n - rest * rest, mean + rest
+        total, squares = _sums_by_parts(part - mean for part in x.split(_NEAR_CHUNK))
+        rest = total / n  # the mean was rounded to x's type
+        var, mean = squares / n - rest * rest, mean + rest
     std = math.sqrt(max(var, 0.0)) if math.isfinite(var) else math.nan
     # The peak is at most sqrt(n) times the root mean square
     if std > 1e-6 * math.sqrt(n * max(square, 0.0)):

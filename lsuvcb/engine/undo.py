@@ -79,7 +79,7 @@ def _only_scaled(change: Change) -> bool:
 
 
 class _LowBytes:
-    """A quarter of a copy, for a large float32 weight that is only scaled: half the time and a quarter of the memory.
+    """A quarter of a copy, for a large float32 weight that is only scaled: a quarter of the memory, in less time.
 
     w' / s is within two units in the last place of w, so the lowest byte of w tells which of them it was. Below float32's
     normal range, w' has lost at most 1 / s of such units, which s >= 1/64 keeps within the byte's reach.

@@ -175,6 +175,12 @@ def test_moments_of_values_that_are_not_finite_are_not_finite(value):
     assert not found.constant
 
 
+def test_moments_of_infinities_in_different_parts_are_not_finite():
+    x = torch.randn(1 << 20)
+    x[7], x[-7] = math.inf, -math.inf
+    assert math.isnan(moments(x).std)
+
+
 def test_moments_keep_no_graph():
     x = torch.randn(10, requires_grad=True)
     assert isinstance(moments(x * 2).std, float)
