@@ -25,6 +25,8 @@ def layer_reports(eye: Scale, values: dict[str, Values], before: Measured, after
     rows = []
     for weight in eye.weights.in_order():
         name, solution = weight.name, eye.solutions.get(weight)
+        if solution is None and not weight.uses and weight.tensor.ndim < 2:
+            continue
         std_before, mean_before = before.get(name, (None, None))
         std_after, mean_after = after.get(name, (None, None))
         row = LayerReport(name, weight.kind, "", "", std_before, mean_before, std_after, mean_after, uses=weight.uses)
@@ -39,10 +41,8 @@ def layer_reports(eye: Scale, values: dict[str, Values], before: Measured, after
                 if eye.target.mean is not None and not solution.has_bias:
                     row.reason = "; ".join(filter(None, (row.reason, "no bias: mean not moved")))
                 _hold_to_target(row, eye, solution.tol, solution.has_bias)
-        elif weight.uses or weight.tensor.ndim >= 2:
-            row.status, row.reason = "left alone", weight.reason or hidden_reason(weight)
         else:
-            continue
+            row.status, row.reason = "left alone", weight.reason or hidden_reason(weight)
         rows.append(row)
     return rows
 

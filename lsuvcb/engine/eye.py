@@ -22,8 +22,8 @@ class Use:
     """One call of a linear op with a weight of the model: y = op(x, W) + b.
 
     Attributes:
-        weight: whose weight it is.
-        bias_source: the bias of this call, a parameter of the model; None without one.
+        weight, source, key: whose weight it is, how the call's value comes from it, and the value's place in the call.
+        bias, bias_source, bias_key: the same of the bias, a parameter of the model; None without one.
         fixed_bias: why the op's added term cannot change; "" if it can or if there is none.
         stacked: the op multiplies by a stack of matrices (bmm).
     """
@@ -32,19 +32,13 @@ class Use:
     func: Callable[..., Any]
     args: Sequence[Any]
     kwargs: dict[str, Any]
+    weight: Weight
     source: Source
     key: ops.Key
-    bias_key: ops.Key | None
-    bias_source: Source | None
-    fixed_bias: str
-
-    @property
-    def weight(self) -> Weight:
-        return self.source.weight
-
-    @property
-    def bias(self) -> Weight | None:
-        return self.bias_source.weight if self.bias_source is not None else None
+    bias: Weight | None = None
+    bias_source: Source | None = None
+    bias_key: ops.Key | None = None
+    fixed_bias: str = ""
 
     @property
     def stacked(self) -> bool:
@@ -110,9 +104,9 @@ class Eye(TorchFunctionMode):
         if not sources:
             return func(*args, **kwargs)
         op = ops.op_name(func)
-        if use := self._linear(op, func, args, kwargs):
+        if use := self._linear(op, func, args, kwargs, sources):
             result = self.at_work(use)
-            for source in sources:  # attention's packed in_proj, a parameter that is the weight's input
+            for source in sources.values():  # attention's packed in_proj, a parameter that is the weight's input
                 if isinstance(source, Source):
                     self.weights.meet(source.weight, op)
             return result
@@ -125,27 +119,28 @@ class Eye(TorchFunctionMode):
             self.weights.derive(result, parent, lambda v: func(v, *args[1:], **kwargs), part=op in ops.PARTS)
             return result
         if ops.writes(op) and isinstance(written := self.weights.source(args[0]), Source):
-            result = self._other(sources, op, func, args, kwargs)
+            result = self._other(list(sources.values()), op, func, args, kwargs)
             self.weights.meet(written.weight, op)
             self.weights.tag(args[0], Made(op, (written.weight,)))  # a copy of the weight no more
             return result
-        return self._other(sources, op, func, args, kwargs)
+        return self._other(list(sources.values()), op, func, args, kwargs)
 
-    def _sources(self, args: Any, kwargs: Any) -> list[Source | Made]:
-        find, found = self.weights.source, []
+    def _sources(self, args: Any, kwargs: Any) -> dict[int, Source | Made]:
+        """Where the call's tensors come from, by identity; those that come from no parameter are left out."""
+        find, found = self.weights.source, {}
         for value in (*args, *kwargs.values()) if kwargs else args:
-            for tensor in tensors_of(value):
+            for tensor in value if isinstance(value, (tuple, list)) else (value,):
                 if (source := find(tensor)) is not None:
-                    found.append(source)
+                    found[id(tensor)] = source
         return found
 
-    def _linear(self, op: str, func: Any, args: Any, kwargs: Any) -> Use | None:
+    def _linear(self, op: str, func: Any, args: Any, kwargs: Any, sources: dict[int, Source | Made]) -> Use | None:
         places = ops.slots(op, args, kwargs)
         if places is None:
             return None
         at = []
         for key in places.weights:
-            source = self.weights.source(ops.get(args, kwargs, key))
+            source = sources.get(id(ops.get(args, kwargs, key)))
             if isinstance(source, Source):
                 at.append((key, source))
             elif source is not None:
@@ -166,10 +161,12 @@ class Eye(TorchFunctionMode):
             source.weight.note(f"used in parts: {op} works on a slice of it")
         added = ops.get(args, kwargs, places.bias)
         if added is None:
-            return Use(op, func, args, kwargs, source, key, None, None, "")
-        of = self.weights.source(added)
-        bias = of if isinstance(of, Source) and not of.part else None
-        return Use(op, func, args, kwargs, source, key, places.bias, bias, _fixed_bias(bias, kwargs))
+            return Use(op, func, args, kwargs, source.weight, source, key)
+        of = sources.get(id(added))
+        bias_of = of if isinstance(of, Source) and not of.part else None
+        bias = None if bias_of is None else bias_of.weight
+        fixed = _fixed_bias(bias, kwargs)
+        return Use(op, func, args, kwargs, source.weight, source, key, bias, bias_of, places.bias, fixed)
 
     def _other(self, sources: list[Source | Made], op: str, func: Any, args: Any, kwargs: Any) -> Any:
         direct = [s for s in sources if isinstance(s, Source)]
@@ -186,12 +183,12 @@ class Eye(TorchFunctionMode):
         return result
 
 
-def _fixed_bias(bias: Source | None, kwargs: dict[str, Any]) -> str:
+def _fixed_bias(bias: Weight | None, kwargs: dict[str, Any]) -> str:
     if bias is None:
         return "what is added to its output inside the op is no parameter of its own"
-    if kwargs.get("beta", 1) != 1:
+    if kwargs and kwargs.get("beta", 1) != 1:
         return "its bias is scaled inside the op (beta)"
-    if not bias.weight.zero and not bias.weight.tensor.requires_grad:
+    if not bias.zero and not bias.tensor.requires_grad:
         return "its bias is frozen (requires_grad=False)"
     return ""
 
@@ -216,8 +213,13 @@ _HIDDEN = {
 }
 
 
+_REAL = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+
+
 def no_real_values(weight: Weight, output: Tensor) -> str:
     """Why values of this type have no std to scale; "" for real floating ones."""
+    if type(output) is Tensor and output.dtype in _REAL and weight.tensor.dtype in _REAL:
+        return ""
     if is_sharded(output):
         return "its output is spread over ranks (tensor parallel)"
     if weight.tensor.is_floating_point() and output.is_floating_point():

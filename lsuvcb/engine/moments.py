@@ -57,6 +57,11 @@ class Moments:
     count: int
 
     @property
+    def square(self) -> Any:
+        """The mean of the values' squares."""
+        return self.mean * self.mean + self.std * self.std
+
+    @property
     def constant(self) -> Any:
         """True where all values are equal up to rounding: no scale brings such an output to a target std."""
         return self.std <= 1e-6 * self.peak
@@ -94,10 +99,9 @@ def _cpu_moments(x: Tensor) -> Moments:
         total, squares = _sums_by_parts(part - mean for part in x.split(_NEAR_CHUNK))
         rest = total / n  # the mean was rounded to x's type
         var, mean = squares / n - rest * rest, mean + rest
+    if 1e-12 * n * square < var < math.inf:  # the peak is at most sqrt(n) times the root mean square
+        return Moments(mean, math.sqrt(var), 0.0, n)
     std = math.sqrt(max(var, 0.0)) if math.isfinite(var) else math.nan
-    # The peak is at most sqrt(n) times the root mean square
-    if std > 1e-6 * math.sqrt(n * max(square, 0.0)):
-        return Moments(mean, std, 0.0, n)
     low, high = x.aminmax()
     return Moments(mean, std, max(-low.item(), high.item()), n)
 
@@ -130,7 +134,7 @@ def moments(tensor: Tensor, pool: Pool | None = None) -> Moments:
         (6.25, 47.19)
     """
     if pool is None and tensor.dtype in _EXACT and tensor.numel():
-        return _of_exact(flat(tensor.detach()))
+        return _of_exact(flat(tensor.detach() if tensor.requires_grad else tensor))
     return moments_of([tensor], pool)
 
 
@@ -191,13 +195,27 @@ def over_ranks(here: Moments, device: torch.device, pool: Pool) -> Moments:
     return Moments(mean_all, torch.where(together, std_all, math.nan), peak, n)
 
 
+def highest(value: int, pool: Pool | None) -> float:
+    """The highest such value of the ranks, all of which must call; where tensors are in the host's memory."""
+    return value if pool is None else float(over_ranks(Moments(0.0, 0.0, value, 0), torch.device("cpu"), pool).peak)
+
+
 def starts_alive(tensor: Tensor) -> bool:
-    """Is one of its first values other than zero? False where they cannot be read without waiting, or not cheaply."""
+    """Is its first value other than zero? False where they cannot be read without waiting, or not cheaply."""
     if not tensor.is_cpu or type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
         return False
     if tensor.layout != torch.strided or not tensor.ndim or not tensor.numel():
         return False
-    return any(tensor.as_strided((min(8, tensor.shape[-1]),), tensor.stride()[-1:]).tolist())
+    return bool(tensor.as_strided((), ()).item())
+
+
+def mean_square(tensor: Tensor) -> float:
+    """Of a bias in the host's memory; NaN for any other tensor."""
+    if tensor.ndim != 1 or not tensor.is_cpu or tensor.dtype not in _EXACT or type(tensor) is not nn.Parameter:
+        return math.nan
+    if tensor.layout != torch.strided or not tensor.numel():
+        return math.nan
+    return tensor.dot(tensor).item() / tensor.numel()
 
 
 def zero_on_cpu(tensor: Tensor) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from torch.nn import functional as F
@@ -69,6 +69,7 @@ LOOKS = frozenset(
 )
 
 
+@lru_cache(maxsize=4096)
 def op_name(func: Callable[..., Any]) -> str:
     """The name of the function that a TorchFunctionMode was handed; for a property of a tensor, the property's."""
     name = getattr(func, "__name__", "") or str(func)
@@ -115,11 +116,11 @@ def _slots(name: str, given: int, keywords: tuple[str, ...]) -> Slots:
 
 
 def get(args: Sequence[Any], kwargs: dict[str, Any], key: Key | None) -> Any:
+    if isinstance(key, int):
+        return args[key]
     if key is None:
         return None
-    if isinstance(key, tuple):
-        return args[key[0]][key[1]]
-    return kwargs[key] if isinstance(key, str) else args[key]
+    return kwargs[key] if isinstance(key, str) else args[key[0]][key[1]]
 
 
 def put(args: Sequence[Any], kwargs: dict[str, Any], key: Key, value: Any) -> tuple[list[Any], dict[str, Any]]:

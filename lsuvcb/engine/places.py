@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ class Places:
     """Which memory parameters take: two of them may be one, or views of one under different shapes."""
 
     def __init__(self) -> None:
-        self._by_storage: dict[tuple[torch.device, int], list[tuple[Tensor, Source]]] = {}
+        self._by_storage: dict[int, list[tuple[Tensor, Source]]] = {}
 
     def take(self, tensor: Tensor, source: Source) -> Source:
         """`source`, or the one of an earlier parameter that is the same memory in the same shape.
@@ -24,11 +24,15 @@ class Places:
         Those that overlap in another way are left alone, both. Of two that have gaps between their values (columns of one
         matrix) this cannot be told, and they count as apart.
         """
-        if not tensor.numel() or tensor.layout != torch.strided or is_traceable_wrapper_subclass(tensor):
+        if not tensor.numel() or tensor.layout != torch.strided:
+            return source
+        if type(tensor) is not nn.Parameter and is_traceable_wrapper_subclass(tensor):
             return source
         storage = tensor.untyped_storage().data_ptr()
-        taken = self._by_storage.setdefault((tensor.device, storage), []) if storage else []
+        taken = self._by_storage.setdefault(storage, []) if storage else []
         for held, owner in taken:
+            if held.device != tensor.device:
+                continue
             place, other = _place(tensor), _place(held)
             if place[:2] == other[:2] and place[3:] == other[3:]:
                 source.weight.note(f"shares its memory with {owner.weight.name!r}")

@@ -85,10 +85,10 @@ def fresh(batch: Any) -> Any:
 
 
 def first_float(batch: Any) -> Tensor | None:
-    """The tensor whose scale is the input's: the batch's first real floating one."""
+    """The tensor whose scale is the input's: the batch's first real floating one with values in it, or else without."""
     batch = dict(batch) if isinstance(batch, Mapping) else batch
-    dense = (t for t in tensors_in(batch) if t.layout == torch.strided and torch.is_floating_point(t))
-    return next((t for t in dense if t.numel()), None)
+    dense = [t for t in tensors_in(batch) if t.layout == torch.strided and torch.is_floating_point(t)]
+    return next((t for t in dense if t.numel()), dense[0] if dense else None)
 
 
 AnyEye = TypeVar("AnyEye", bound=Eye)
@@ -161,7 +161,8 @@ class Runner:
         self.model, self.batch, self.forward, self.group = model, batch, forward or default_forward, group
         self.passes = 0
         self.input_std = self.input_mean = None
-        if (tensor := first_float(batch)) is not None:
+        tensor = first_float(batch)
+        if tensor is not None and (tensor.numel() or group is not None):
             found = moments(tensor, None if group is None else Pool(group))
             self.input_std, self.input_mean = float(found.std), float(found.mean)
         self._materialise()

@@ -19,7 +19,7 @@ from .finite import non_finite
 from .follow import Activations, Elementwise, Follow
 from .init import orthonormal_like
 from .measure import read
-from .moments import Moments, Number, moments, zero_on_cpu
+from .moments import Moments, Number, highest, moments, zero_on_cpu
 from .ranks import shard_as, whole
 from .solve import Target, closed_form
 from .weights import Source, Weight, Weights
@@ -70,13 +70,6 @@ class Solution:
     missed: bool = False
 
 
-class _Begun(NamedTuple):
-    """A layer between its op and its solution: moments of the output, and the orthonormal draw that gave it, if one did."""
-
-    found: Moments
-    start: Tensor | None
-
-
 class Scale(Follow):
     """Solves each weight at its first use and hands on the corrected output: later layers see the new weights' signal.
 
@@ -105,7 +98,8 @@ class Scale(Follow):
         self.solutions: dict[Weight, Solution] = {}
         self.biases: dict[Weight, Weight] = {}  # bias -> the weight whose solution it follows
         self.block_biases: dict[Weight, Any] = {}  # a block -> the bias that the commit gives it
-        self._begun: dict[Weight, _Begun] = {}
+        # layers between their op and their solution: moments of the output, the orthonormal draw that gave it
+        self._begun: dict[Weight, tuple[Moments, Tensor | None]] = {}
         self._before: Weight | None = None
 
     def at_work(self, use: Use) -> Any:
@@ -114,7 +108,7 @@ class Scale(Follow):
         self.settle_now(weight)
         if weight in self.solutions:
             return self._again(use)
-        if reason := self._obstacle(use) or self._unfed(use):
+        if reason := self._obstacle(use):
             weight.note(reason)
         if weight.reason:
             return self._leave(use)
@@ -128,7 +122,11 @@ class Scale(Follow):
         if (reason := no_real_values(weight, y)) or (not y.numel() and self.group is None):
             weight.note(reason or "its output is empty")
             return result if start is None else use.run()
-        self._begun[weight] = _Begun(self._look(use, y), start)
+        found = self._look(use, y)
+        if self._unfed(use, found, start):
+            weight.note(UNFED)
+            return result if start is None else use.run()
+        self._begun[weight] = found, start
         if start is None:
             use.free_inputs()
         self.hand_on(use, y)
@@ -136,18 +134,19 @@ class Scale(Follow):
 
     def _look(self, use: Use, y: Tensor) -> Moments:
         found = moments(y, use.weight.pool(self.group))
-        if not y.is_cpu and use.bias is not None:  # what `_unfed` reads on a CPU, and nothing waits for here
+        std = found.std
+        if isinstance(std, Tensor) and use.bias is not None:  # what `_unfed` reads on a CPU, and nothing waits for here
             fed = [t.any() for t in use.inputs() if t.layout == torch.strided and t.device == y.device]
-            found = replace(found, std=found.std * torch.stack(fed).any()) if fed else found
-        if (self.strict or y.is_cpu) and not math.isfinite(float(found.std)):
+            found = replace(found, std=std * torch.stack(fed).any()) if fed else found
+        if (self.strict or not isinstance(std, Tensor)) and not math.isfinite(std):
             raise non_finite(use, y, self._before, pooled=self.group is not None)
         return found
 
     def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
         weight, bias = use.weight, use.bias
         found, start = self._begun.pop(weight)
-        if (start is not None or activation is not None or not y.numel()) and bool(found.constant):
-            weight.note(CONSTANT if y.numel() else "its output is empty")
+        if (start is not None or activation is not None or not found.count) and bool(found.constant):
+            weight.note(CONSTANT if found.count else "its output is empty")
             if start is not None:
                 y.copy_(output_of(_as_it_was(use)))
             return
@@ -245,10 +244,16 @@ class Scale(Follow):
             return f"its bias is used earlier in the pass, by {bias.used_by}"
         return ""
 
-    def _unfed(self, use: Use) -> str:
+    def _unfed(self, use: Use, found: Moments, start: Tensor | None) -> bool:
         """A recurrent weight's first state is often zero: its output is the bias alone, whatever the weight."""
-        inputs = use.inputs()
-        return UNFED if inputs and all(map(zero_on_cpu, inputs)) else ""
+        if isinstance(found.std, Tensor):
+            return False
+        square = 0.0 if use.bias is None or start is not None else use.bias.mean_square
+        if abs(found.square - square) > 0.05 * square and not found.constant:
+            return False  # more than the bias; to look at the inputs would cost more
+        held = [t for t in use.inputs() if t.numel()]
+        here = 0 if not held else 1 if all(map(zero_on_cpu, held)) else 2  # nothing, zeros, values
+        return highest(here, use.weight.pool(self.group)) == 1
 
     def _obstacle_of(self, weight: Weight) -> str:
         if not weight.tensor.requires_grad:

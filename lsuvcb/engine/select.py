@@ -19,6 +19,8 @@ def _is_parallel(module: nn.Module) -> bool:
 
 def _inner(module: nn.Module) -> nn.Module | None:
     children = module._modules
+    if not children:
+        return None
     if _is_parallel(module):
         return children["module"]
     return next((children[name] for name in _WRAPPED if name in children), None)

@@ -67,8 +67,9 @@ def tensors_in(batch: Any) -> list[Tensor]:
 
 def devices_of(model: nn.Module, batch: Any = None) -> set[torch.device]:
     """Where the parameters and buffers of `model` and the tensors of `batch` live."""
-    held = (t for m in all_modules(model) for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
-    return {t.device for t in (*held, *tensors_in(batch))}
+    parts = (part for m in all_modules(model) for part in (m._parameters, m._buffers))
+    held = {t.device for part in parts for t in part.values() if t is not None}
+    return held.union(t.device for t in tensors_in(batch))
 
 
 _PLAIN = (bool, int, float, complex, str, bytes, tuple, torch.dtype, torch.device)
@@ -83,11 +84,11 @@ class Snapshot:
         self._modules = [(m, m.training, dict(m._buffers)) for m in all_modules(model)]
         written = [b for _, _, buffers in self._modules for b in buffers.values() if b is not None and not is_lazy(b)]
         # an embedding with a max_norm rescales its table in the forward
-        written += [m.weight for m, *_ in self._modules if vars(m).get("max_norm") and isinstance(m.weight, Tensor)]
+        written += [m.weight for m, _, _ in self._modules if vars(m).get("max_norm") and isinstance(m.weight, Tensor)]
         self._written = {t: t.detach().clone() for t in written}
         self._versions = {t: t._version for t in written if t.layout != torch.strided}
-        self._attributes = {m: dict(vars(m)) for m, *_ in self._modules}
-        parameters = {id(p): p for m, *_ in self._modules for p in m._parameters.values() if p is not None}
+        self._attributes = {m: dict(vars(m)) for m, _, _ in self._modules}
+        parameters = {id(p): p for m, _, _ in self._modules for p in m._parameters.values() if p is not None}
         self._grads = [(p, p.grad, p.requires_grad) for p in parameters.values()]
 
     def renew(self, module: nn.Module) -> None:
@@ -109,7 +110,7 @@ class Snapshot:
         for module, training, buffers in self._modules:
             if module.training is not training:
                 module.training = training
-            if buffers.keys() == module._buffers.keys() and not buffers:
+            if not buffers and not module._buffers:
                 continue
             new = module._buffers.keys() - buffers.keys()
             if new or any(module._buffers.get(name) is not buffer for name, buffer in buffers.items()):

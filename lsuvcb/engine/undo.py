@@ -72,10 +72,10 @@ class _Copy:
 
 
 def _only_scaled(change: Change) -> bool:
-    tensor = change.tensor
-    plain = change.start is None and tensor.dtype == torch.float32
-    large = tensor.numel() >= _LARGE and tensor.is_contiguous() and not tensor.is_inference()
-    return plain and large and 1 / 64 <= change.scale <= 2.0**64
+    tensor, scale, start = change
+    if tensor.numel() < _LARGE or start is not None or not 1 / 64 <= scale <= 2.0**64:
+        return False
+    return tensor.dtype == torch.float32 and tensor.is_contiguous() and not tensor.is_inference()
 
 
 class _LowBytes:

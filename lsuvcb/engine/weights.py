@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from .blocks import Block, is_block
 from .errors import LSUVError
-from .moments import Pool, starts_alive
+from .moments import Pool, mean_square, starts_alive
 from .places import Places
 from .ranks import fully_sharded, whole
 from .reparametrized import Reparametrized, reparametrized
@@ -41,6 +42,7 @@ class Weight:
         computed: how the module computes it; None for a plain parameter.
         block: the selected module that turns it into an output in its own way; None for most.
         zero: every value is zero.
+        mean_square: of its values, where it looks like a bias and that is cheap; NaN otherwise.
         reason: why it is left alone; "" while nothing speaks against it.
         used_by: the op that used it first; "" before any did.
         uses: how many linear ops used it as their weight.
@@ -56,6 +58,7 @@ class Weight:
     computed: Reparametrized | None = None
     block: Block | None = None
     zero: bool = False
+    mean_square: float = math.nan
     reason: str = ""
     used_by: str = ""
     uses: int = 0
@@ -117,7 +120,6 @@ class Weights:
         self.blocks: list[Weight] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._model = model
-        self._by_place: dict[tuple[nn.Module, str], Weight] = {}
         self._tagged: list[weakref.ref[Tensor]] = []
         self._places = Places()
         self.paths = module_paths(model)
@@ -135,7 +137,6 @@ class Weights:
                 continue
             if (source := self._by_id.get(id(parameter))) is not None:
                 source.weight.owners.append(module)
-                self._by_place[module, name] = source.weight
                 continue
             weight = self._add(path, module, name, parameter)
             self._by_id[id(parameter)] = self._places.take(parameter, Source(weight))
@@ -148,7 +149,6 @@ class Weights:
     def _add(self, path: str, module: nn.Module, name: str, tensor: Tensor) -> Weight:
         full = path if path and name == "weight" else f"{path}.{name}" if path else name
         weight = Weight(full, module, name, tensor, number=len(self.all) + 1, owners=[module])
-        self._by_place[module, name] = weight
         self.all.append(weight)
         return weight
 
@@ -186,7 +186,9 @@ class Weights:
     @torch.no_grad()
     def _find_zeros(self) -> None:
         """Two reads from each device for the whole model: the first values of each tensor, then those that began with zeros."""
-        unsure = [w for w in self.all if not starts_alive(w.tensor)]
+        for weight in self.all:
+            weight.mean_square = mean_square(weight.tensor)
+        unsure = [w for w in self.all if not (w.mean_square > 0 or starts_alive(w.tensor))]
         candidates = [w for w in unsure if w.tensor.numel() and not (w.tensor.is_complex() or w.tensor.is_quantized)]
         for probe in (
             lambda t: whole(t.detach()).reshape(-1)[:64].any(),
@@ -203,7 +205,7 @@ class Weights:
     def source(self, value: object) -> Source | Made | None:
         """Where `value` comes from; None for anything that is no parameter and not made of parameters alone."""
         found = self._by_id.get(id(value))
-        return found if found is not None else getattr(value, _SOURCE, None)
+        return found if found is not None or not self._tagged else getattr(value, _SOURCE, None)
 
     def derive(self, result: object, parent: Source | Made, replay: Callable[[Tensor], Tensor], part: bool) -> None:
         """Remember that `result` (or each tensor in it) is `replay` of what `parent` is."""
@@ -223,17 +225,18 @@ class Weights:
         """Be told of the tensors that modules compute in the forward to come, or gather from other ranks."""
         if any(True for _ in fully_sharded(self._model)):
             for module in self.paths.values():
-                self._handles.append(module.register_forward_pre_hook(self._gathered))
+                held = {name: self._by_id[id(p)] for name, p in module._parameters.items() if id(p) in self._by_id}
+                self._handles.append(module.register_forward_pre_hook(partial(self._gathered, held)))
         for weight in self.all:
             if weight.computed is not None:
                 source = Source(weight)
                 self._handles.append(weight.computed.register(partial(self.tag, source=source)))
 
-    def _gathered(self, module: nn.Module, args: Any) -> None:
+    def _gathered(self, held: dict[str, Source], module: nn.Module, args: Any) -> None:
         """FSDP2 puts whole parameters in the place of the sharded ones for the time of a forward."""
-        for name, parameter in module._parameters.items():
-            if parameter is not None and (weight := self._by_place.get((module, name))) is not None:
-                self._by_id.setdefault(id(parameter), Source(weight))
+        for name, source in held.items():
+            if (parameter := module._parameters.get(name)) is not None:
+                self._by_id.setdefault(id(parameter), source)
 
     def forget(self) -> None:
         """Take the hooks off, and the tags of every tensor that outlives the pass."""

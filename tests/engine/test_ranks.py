@@ -82,6 +82,20 @@ def test_layer_without_samples_on_one_rank_is_scaled_and_on_all_is_left_alone(ra
         assert rank["idle"] == [scaled, scaled, scaled, ("left alone", "its output is empty")]
 
 
+def test_zeros_as_a_layers_input_leave_it_alone_where_all_ranks_have_them(ranks):
+    both, one, other_empty = zip(*(rank["unfed"] for rank in ranks), strict=True)
+    for found in (both, other_empty):
+        assert all("its input is all zero" in reason for reason, _ in found)
+    assert [reason for reason, _ in one] == ["", ""]
+    torch.manual_seed(0)
+    alone = torch.nn.Linear(16, 16)
+    assert all(torch.equal(weight, alone.weight) for found in (both, other_empty) for _, weight in found)
+    half = two_ranks.batch().chunk(2)[0]
+    lsuv_(alone, torch.cat([half, half * 0]), orthonormal=False)
+    assert torch.equal(one[0][1], one[1][1])
+    assert torch.allclose(one[0][1], alone.weight, rtol=1e-5)
+
+
 def test_fsdp1_is_an_error_with_advice():
     class FullyShardedDataParallel(torch.nn.Module):  # the name is what tells: the real one needs a process group
         def __init__(self):

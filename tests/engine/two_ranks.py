@@ -77,6 +77,7 @@ def one_rank(rank: int, folder: str) -> None:
     found["fewer experts"] = refused(Routed(lambda x: torch.arange(len(x)) % (3 + rank), skip=True), half)
     idle = Routed(lambda x: torch.arange(len(x)) % 2 + rank, skip=False)  # 0 and 1, 1 and 2; none to the fourth
     found["idle"] = [(row.status, row.reason) for row in lsuv_(idle, half, group=dist.group.WORLD).layers]
+    found["unfed"] = [unfed(half * 0), unfed(half * (1 - rank)), unfed(half[:0] if rank else half * 0)]
     if rank == 0:  # no other rank takes part: without a group this must not wait for it
         found["alone"] = lsuv_(net(), half).converged
     dist.barrier()
@@ -98,6 +99,14 @@ class Routed(nn.Module):
             if len(rows) or not self.skip:
                 y = y.index_add(0, rows, expert(x[rows]))
         return y
+
+
+def unfed(batch: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """What becomes of a layer whose input may be all zero, on this rank or on both: why it is left alone, and its weight."""
+    torch.manual_seed(0)
+    model = nn.Linear(16, 16)
+    report = lsuv_(model, batch, group=dist.group.WORLD, orthonormal=False, verify=False)
+    return report.layers[0].reason, model.weight.detach()
 
 
 def refused(model: nn.Module, half: torch.Tensor) -> tuple[str, bool]:
