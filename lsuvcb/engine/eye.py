@@ -100,7 +100,7 @@ class Eye(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        sources = self._sources(args, kwargs)
+        sources = self.weights.sources((*args, *kwargs.values()) if kwargs else args)
         if not sources:
             return func(*args, **kwargs)
         op = ops.op_name(func)
@@ -125,15 +125,6 @@ class Eye(TorchFunctionMode):
             return result
         return self._other(list(sources.values()), op, func, args, kwargs)
 
-    def _sources(self, args: Any, kwargs: Any) -> dict[int, Source | Made]:
-        """Where the call's tensors come from, by identity; those that come from no parameter are left out."""
-        find, found = self.weights.source, {}
-        for value in (*args, *kwargs.values()) if kwargs else args:
-            for tensor in value if isinstance(value, (tuple, list)) else (value,):
-                if (source := find(tensor)) is not None:
-                    found[id(tensor)] = source
-        return found
-
     def _linear(self, op: str, func: Any, args: Any, kwargs: Any, sources: dict[int, Source | Made]) -> Use | None:
         places = ops.slots(op, args, kwargs)
         if places is None:
@@ -148,10 +139,9 @@ class Eye(TorchFunctionMode):
                     weight.note(f"transformed before use: {op} works on what {source.op} made of it")
         if len(at) > 1:  # a parameter that is spread over the batch is data (learned queries), the other one the weight
             at = [(k, s) for k, s in at if ops.get(args, kwargs, k).numel() <= s.weight.tensor.numel()] or at
-        if len(at) > 1:
+        if len(at) != 1:
             for _, source in at:
                 source.weight.note(f"product of two parameters ({op})")
-        if len(at) != 1:
             return None
         key, source = at[0]
         if _inside_transform() is not None and any(map(torch._C._functorch.is_batchedtensor, tensors_of(args))):

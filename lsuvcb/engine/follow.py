@@ -182,8 +182,6 @@ class Follow(Eye):
 
     def settle_now(self, weight: Weight) -> None:
         """Settle what still waits for its activation: another op is about to read the same weight."""
-        if not self._waiting:
-            return
         for output in [o for o, _ in self._waiting.values() if o.use.weight is weight or o.use.bias is weight]:
             self._settle_at_layer(output, "its weight is used again before the activation")
 

@@ -209,13 +209,10 @@ def starts_alive(tensor: Tensor) -> bool:
     return bool(tensor.as_strided((), ()).item())
 
 
-def mean_square(tensor: Tensor) -> float:
-    """Of a bias in the host's memory; NaN for any other tensor."""
-    if tensor.ndim != 1 or not tensor.is_cpu or tensor.dtype not in _EXACT or type(tensor) is not nn.Parameter:
-        return math.nan
-    if tensor.layout != torch.strided or not tensor.numel():
-        return math.nan
-    return tensor.dot(tensor).item() / tensor.numel()
+def is_plain_vector(tensor: Tensor) -> bool:
+    """A bias of a common kind, in the host's memory?"""
+    plain = tensor.ndim == 1 and tensor.is_cpu and type(tensor) is nn.Parameter
+    return plain and tensor.dtype in _EXACT and tensor.layout == torch.strided and tensor.numel() > 0
 
 
 def zero_on_cpu(tensor: Tensor) -> bool:

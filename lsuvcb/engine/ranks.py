@@ -59,7 +59,7 @@ def shard_as(values: Tensor, parameter: Tensor) -> Tensor:
 def fully_sharded(model: nn.Module) -> Iterator[nn.Module]:
     """The modules on which `fully_shard` was called."""
     module = sys.modules.get("torch.distributed.fsdp")
-    if module is not None:
+    if module is not None and dist.is_initialized():
         yield from (m for m in all_modules(model) if isinstance(m, module.FSDPModule))
 
 

@@ -105,7 +105,8 @@ class Scale(Follow):
     def at_work(self, use: Use) -> Any:
         weight = use.weight
         weight.uses += 1
-        self.settle_now(weight)
+        if self._waiting:
+            self.settle_now(weight)
         if weight in self.solutions:
             return self._again(use)
         if reason := self._obstacle(use):

@@ -67,7 +67,7 @@ def tensors_in(batch: Any) -> list[Tensor]:
 
 def devices_of(model: nn.Module, batch: Any = None) -> set[torch.device]:
     """Where the parameters and buffers of `model` and the tensors of `batch` live."""
-    parts = (part for m in all_modules(model) for part in (m._parameters, m._buffers))
+    parts = [part for m in all_modules(model) for part in (m._parameters, m._buffers) if part]
     held = {t.device for part in parts for t in part.values() if t is not None}
     return held.union(t.device for t in tensors_in(batch))
 
@@ -80,15 +80,15 @@ class Snapshot:
     """What a forward may change in a model besides its outputs: modes, buffers, gradients, flags, RNG."""
 
     def __init__(self, model: nn.Module, batch: Any = None) -> None:
-        self._rng = RNGState(devices_of(model, batch))
         self._modules = [(m, m.training, dict(m._buffers)) for m in all_modules(model)]
         written = [b for _, _, buffers in self._modules for b in buffers.values() if b is not None and not is_lazy(b)]
         # an embedding with a max_norm rescales its table in the forward
         written += [m.weight for m, _, _ in self._modules if vars(m).get("max_norm") and isinstance(m.weight, Tensor)]
         self._written = {t: t.detach().clone() for t in written}
         self._versions = {t: t._version for t in written if t.layout != torch.strided}
-        self._attributes = {m: dict(vars(m)) for m, _, _ in self._modules}
+        self._attributes = {m: vars(m).copy() for m, _, _ in self._modules}
         parameters = {id(p): p for m, _, _ in self._modules for p in m._parameters.values() if p is not None}
+        self._rng = RNGState({t.device for t in (*parameters.values(), *written, *tensors_in(batch))})
         self._grads = [(p, p.grad, p.requires_grad) for p in parameters.values()]
 
     def renew(self, module: nn.Module) -> None:
@@ -96,7 +96,7 @@ class Snapshot:
         for buffer in module.buffers():
             if buffer in self._written:
                 self._written[buffer] = buffer.detach().clone()
-        self._attributes.update((m, dict(vars(m))) for m in module.modules())
+        self._attributes.update((m, vars(m).copy()) for m in module.modules())
 
     def hide_gradients(self) -> None:
         """Take the gradients off the parameters, where a forward's backward() would add to them, until `restore`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .blocks import Block, is_block
 from .errors import LSUVError
-from .moments import Pool, mean_square, starts_alive
+from .moments import Pool, is_plain_vector, starts_alive
 from .places import Places
 from .ranks import fully_sharded, whole
 from .reparametrized import Reparametrized, reparametrized
@@ -186,8 +186,14 @@ class Weights:
     @torch.no_grad()
     def _find_zeros(self) -> None:
         """Two reads from each device for the whole model: the first values of each tensor, then those that began with zeros."""
+        alike: dict[Any, list[Weight]] = {}
         for weight in self.all:
-            weight.mean_square = mean_square(weight.tensor)
+            if is_plain_vector(weight.tensor):
+                alike.setdefault((weight.tensor.shape, weight.tensor.dtype), []).append(weight)
+        for group in alike.values():
+            squares = torch.stack([w.tensor for w in group]).square_().mean(1).tolist()
+            for weight, square in zip(group, squares, strict=True):
+                weight.mean_square = square
         unsure = [w for w in self.all if not (w.mean_square > 0 or starts_alive(w.tensor))]
         candidates = [w for w in unsure if w.tensor.numel() and not (w.tensor.is_complex() or w.tensor.is_quantized)]
         for probe in (
@@ -204,8 +210,19 @@ class Weights:
 
     def source(self, value: object) -> Source | Made | None:
         """Where `value` comes from; None for anything that is no parameter and not made of parameters alone."""
-        found = self._by_id.get(id(value))
-        return found if found is not None or not self._tagged else getattr(value, _SOURCE, None)
+        return self.sources((value,)).get(id(value))
+
+    def sources(self, values: Iterable[object]) -> dict[int, Source | Made]:
+        """`source` of each value, and of each item in a list or tuple among them, by identity; those that have one."""
+        by_id, tagged = self._by_id, self._tagged
+        found: dict[int, Source | Made] = {}
+        for value in values:
+            source = by_id.get(id(value)) or (getattr(value, _SOURCE, None) if tagged else None)
+            if source is not None:
+                found[id(value)] = source
+            elif isinstance(value, (tuple, list)):
+                found.update(self.sources(value))
+        return found
 
     def derive(self, result: object, parent: Source | Made, replay: Callable[[Tensor], Tensor], part: bool) -> None:
         """Remember that `result` (or each tensor in it) is `replay` of what `parent` is."""
