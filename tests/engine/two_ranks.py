@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -57,6 +58,14 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 def one_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     torch.set_num_threads(1)
+    found = results(rank)
+    dist.barrier()
+    torch.save(found, os.path.join(folder, f"{rank}.pt"))
+    gc.collect()  # wrapped models hold the group: they go first
+    dist.destroy_process_group()
+
+
+def results(rank: int) -> dict[Any, Any]:
     half, found = batch().chunk(WORLD)[rank].contiguous(), {}
     for variant, options in VARIANTS.items():
         for kind in MODELS:
@@ -80,9 +89,7 @@ def one_rank(rank: int, folder: str) -> None:
     found["unfed"] = [unfed(half * 0), unfed(half * (1 - rank)), unfed(half[:0] if rank else half * 0)]
     if rank == 0:  # no other rank takes part: without a group this must not wait for it
         found["alone"] = lsuv_(net(), half).converged
-    dist.barrier()
-    torch.save(found, os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    return found
 
 
 class Routed(nn.Module):
