@@ -14,7 +14,7 @@ from . import ops
 from .ranks import is_sharded
 from .weights import Made, Source, Weight, Weights, tensors_of
 
-_inside_transform = torch._C._functorch.maybe_current_level  # of torch.vmap and its like; None outside
+_inside_transform = torch._C._are_functorch_transforms_active  # torch.vmap and its like
 
 
 @dataclass(slots=True, eq=False)
@@ -144,7 +144,7 @@ class Eye(TorchFunctionMode):
                 source.weight.note(f"product of two parameters ({op})")
             return None
         key, source = at[0]
-        if _inside_transform() is not None and any(map(torch._C._functorch.is_batchedtensor, tensors_of(args))):
+        if _inside_transform() and any(map(torch._C._functorch.is_batchedtensor, tensors_of(args))):
             source.weight.note(f"used under torch.vmap, which hides the values that {op} gives")
             return None
         if source.part:

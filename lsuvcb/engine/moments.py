@@ -133,8 +133,8 @@ def moments(tensor: Tensor, pool: Pool | None = None) -> Moments:
         >>> round(m.mean, 2), round(m.std**2, 2)
         (6.25, 47.19)
     """
-    if pool is None and tensor.dtype in _EXACT and tensor.numel():
-        return _of_exact(flat(tensor.detach() if tensor.requires_grad else tensor))
+    if pool is None and tensor.is_cpu and tensor.dtype in _EXACT and tensor.numel():
+        return _cpu_moments(flat(tensor))  # the same as below, at once
     return moments_of([tensor], pool)
 
 
@@ -210,9 +210,9 @@ def starts_alive(tensor: Tensor) -> bool:
 
 
 def is_plain_vector(tensor: Tensor) -> bool:
-    """A bias of a common kind, in the host's memory?"""
+    """A bias of a common kind and size, in the host's memory?"""
     plain = tensor.ndim == 1 and tensor.is_cpu and type(tensor) is nn.Parameter
-    return plain and tensor.dtype in _EXACT and tensor.layout == torch.strided and tensor.numel() > 0
+    return plain and tensor.dtype in _EXACT and tensor.layout == torch.strided and 0 < tensor.numel() <= _NEAR_CHUNK
 
 
 def zero_on_cpu(tensor: Tensor) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from torch.nn import functional as F
@@ -69,7 +69,6 @@ LOOKS = frozenset(
 )
 
 
-@lru_cache(maxsize=4096)
 def op_name(func: Callable[..., Any]) -> str:
     """The name of the function that a TorchFunctionMode was handed; for a property of a tensor, the property's."""
     name = getattr(func, "__name__", "") or str(func)

@@ -249,7 +249,8 @@ class Scale(Follow):
         """A recurrent weight's first state is often zero: its output is the bias alone, whatever the weight."""
         if isinstance(found.std, Tensor):
             return False
-        square = 0.0 if use.bias is None or start is not None else use.bias.mean_square
+        bias = use.bias
+        square = 0.0 if bias is None or bias.zero or start is not None else bias.mean_square
         if abs(found.square - square) > 0.05 * square and not found.constant:
             return False  # more than the bias; to look at the inputs would cost more
         held = [t for t in use.inputs() if t.numel()]

@@ -193,7 +193,7 @@ class Weights:
         for group in alike.values():
             squares = torch.stack([w.tensor for w in group]).square_().mean(1).tolist()
             for weight, square in zip(group, squares, strict=True):
-                weight.mean_square = square
+                weight.mean_square = square if square > 1e-30 else math.nan
         unsure = [w for w in self.all if not (w.mean_square > 0 or starts_alive(w.tensor))]
         candidates = [w for w in unsure if w.tensor.numel() and not (w.tensor.is_complex() or w.tensor.is_quantized)]
         for probe in (
