@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from lsuvcb import LSUVError, lsuv_, survey
 from lsuvcb.engine import NotConvergedWarning
 
+UNFED = "constant output: its input is all zero at its first use, where no scale shows"
 X = torch.randn(64, 16, generator=torch.Generator().manual_seed(5))
 
 
@@ -94,13 +95,51 @@ class Recurrent(nn.Module):
         return self.out(h)
 
 
+BIASES = {
+    "as drawn": lambda b: b,
+    "zero": lambda b: b * 0,
+    "tiny": lambda b: b * 1e-25,  # its squares are below float32's range
+    "huge": lambda b: b * 1e25,
+    "large mean": lambda b: b + 100,
+    "float64": lambda b: b.double(),
+    "bfloat16": lambda b: b.bfloat16(),
+    "none": lambda b: None,
+}
+
+
+@pytest.mark.parametrize("orthonormal", [True, False])
+@pytest.mark.parametrize("bias", BIASES)
+def test_layer_that_gives_its_bias_alone_is_left_alone(bias, orthonormal):
+    """Whatever the bias: no scale for the weight follows from it."""
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 32)
+    values = BIASES[bias](layer.bias.detach())
+    dtype = torch.float32 if values is None else values.dtype
+    layer.bias = None if values is None else nn.Parameter(values)
+    layer.weight = nn.Parameter(layer.weight.detach().to(dtype))
+    weight = layer.weight.detach().clone()
+    left = reasons(layer, X.to(dtype), forward=lambda model, x: model(x * 0), orthonormal=orthonormal)
+    assert left == {"weight": UNFED}
+    assert torch.equal(layer.weight, weight)
+
+
+@pytest.mark.parametrize("bias", ["as drawn", "tiny", "large mean"])
+def test_layer_that_gives_next_to_its_bias_alone_is_scaled(bias):
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 32)
+    layer.bias = nn.Parameter(BIASES[bias](layer.bias.detach()))
+    report = lsuv_(layer, X, forward=lambda model, x: model(x * 1e-3), orthonormal=False)
+    assert report.layers[0].status == "scaled"
+    assert report.layers[0].std_after == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize("orthonormal", [True, False])
 def test_weight_whose_first_input_is_zero_is_left_alone(orthonormal):
     torch.manual_seed(0)
     model, x = Recurrent(), torch.randn(64, 12, 16)
     weight = model.hh.weight.detach().clone()
     left = reasons(model, x, orthonormal=orthonormal)
-    assert left == {"hh": "constant output: its input is all zero at its first use, where no scale shows"}
+    assert left == {"hh": UNFED}
     assert torch.equal(model.hh.weight, weight)
     with torch.no_grad():
         model(x)
