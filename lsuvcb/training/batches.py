@@ -1,13 +1,9 @@
-"""What the loop asks of a loader (any iterable of batches): is it empty, and one batch of it without a trace."""
+"""What the loop asks of a loader (any iterable of batches): how long it is, and what to say where it is empty."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
 from typing import Any
-
-from torch.utils.data import DataLoader
 
 
 def length(data: Any) -> int | None:
@@ -34,26 +30,3 @@ def empty_loader(dls: Any, name: str) -> str:
         f"`dls.{name}` must give at least one batch, got an empty {type(loader).__name__}"
         f"{f' ({known})' if known else ''}; check the data set, the batch size and drop_last."
     )
-
-
-def _in_process(loader: Any) -> Any:
-    """A shallow copy of a DataLoader that starts no worker and leaves the workers of the original alone."""
-    if not isinstance(loader, DataLoader):
-        return loader
-    clone = copy.copy(loader)
-    # not by setattr: a DataLoader refuses some of these once it is made
-    vars(clone).update(num_workers=0, prefetch_factor=None, timeout=0, persistent_workers=False)
-    vars(clone)["_DataLoader__multiprocessing_context"] = None
-    return clone
-
-
-@contextmanager
-def drawn_here(loader: Any) -> Iterator[Iterator[Any]]:
-    """The batches of `loader`, drawn in this process as far as they are asked for. Use it inside `rewound`."""
-    iterator = iter(_in_process(loader))
-    try:
-        yield iterator
-    finally:
-        close = getattr(iterator, "close", None)
-        if close is not None and iterator is not loader:
-            close()

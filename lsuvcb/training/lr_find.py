@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..engine.generators import rewound
 from ..engine.undisturbed import Snapshot, devices_of
 from .events import Callback, CancelEpochException, CancelFitException
-from .generators import rewound
 from .progress import in_notebook
 from .rehearsal import rehearsal
 

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ..engine.drawn import drawn_here
 from ..engine.errors import LSUVError
-from ..engine.lsuv import lsuv_, survey
-from ..engine.once import is_done, mark_done
-from ..engine.report import LSUVReport, Survey
-from ..engine.run import fresh, plan_of
-from ..engine.select import Selector, select_modules
+from ..engine.generators import rewound
+from ..engine.initialiser import Initialiser
+from ..engine.lsuv import survey
+from ..engine.report import Survey
+from ..engine.run import fresh
+from ..engine.select import Selector
 from ..engine.undisturbed import devices_of
-from .batches import drawn_here, empty_loader
+from .batches import empty_loader
 from .callbacks import DeviceCB
 from .events import Callback, CancelBatchException, CancelEpochException, CancelFitException
-from .generators import rewound
 from .rehearsal import rehearsal
 
 if TYPE_CHECKING:
     from .learner import Learner
 
-_LSUV = inspect.signature(lsuv_).parameters
-ARGUMENTS = [name for name in _LSUV if name not in ("model", "batch")]
 
-
-class LSUVCallback(Callback):
+class LSUVCallback(Initialiser, Callback):
     """Initialises the model with LSUV on one training batch, once per model, and prints one line. Runs at before_fit.
 
     See `lsuv_` for the arguments, all by keyword. Two more:
@@ -70,44 +66,11 @@ class LSUVCallback(Callback):
     order = DeviceCB.order + 30
     in_rehearsal = "itself"
 
-    def __init__(self, *, batch: Any = None, force: bool = False, **lsuv_args: Any) -> None:
-        _check(lsuv_args)
-        self.batch, self.force, self.lsuv_args = batch, force, lsuv_args
-        self.report: LSUVReport | None = None
-
     def before_fit(self, learn: Learner) -> None:
-        if not learn.do_train or learn.resumed or (is_done(learn.model) and not self.force):
+        if not learn.do_train or learn.resumed or not self.is_due(learn.model):
             return
         with training_batch(learn, self.batch) as batch:
-            self.report = lsuv_(learn.model, batch, **{"forward": _predict(learn), **self.lsuv_args})
-        mark_done(learn.model)
-        if learn.is_main:
-            print(self.report.summary())
-
-    def __repr__(self) -> str:
-        given = {"batch": self.batch, "force": self.force} | self.lsuv_args
-        shown = {k: "..." if k == "batch" else repr(v) for k, v in given.items() if v is not None and v is not False}
-        shown |= {k: repr(v) for k, v in self.lsuv_args.items()}
-        return f"LSUVCallback({', '.join(f'{k}={v}' for k, v in shown.items())})"
-
-
-def _check(given: dict[str, Any]) -> None:
-    for name in given:
-        if name not in ARGUMENTS:
-            close = get_close_matches(name, ARGUMENTS, n=1, cutoff=0.4)
-            advice = f"did you mean {close[0]!r}?" if close else f"`lsuv_` takes {', '.join(ARGUMENTS)}."
-            raise TypeError(f"LSUVCallback has no argument {name!r}; {advice}")
-    plan_of(**{name: value for name, value in given.items() if name in inspect.signature(plan_of).parameters})
-    forward = given.get("forward")
-    if forward is not None and not callable(forward):
-        raise TypeError(f"`forward` must be a function of (model, batch), got {forward!r}.")
-    layers = given.get("layers")
-    if layers is not None and not callable(layers):
-        try:
-            select_modules(nn.Identity(), layers)
-        except ValueError:  # names and modules are looked up in the model, which is not here yet
-            if not layers:
-                raise
+            self.initialise(learn.model, batch, quiet=not learn.is_main, forward=_predict(learn))
 
 
 def _predict(learn: Learner) -> Any:

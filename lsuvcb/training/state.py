@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..engine.errors import LSUVWarning
+from ..engine.generators import load_states, save_states
 from ..engine.once import is_done, mark_done
 from ..engine.select import unwrap
 from ..engine.undisturbed import devices_of
 from .events import Callback
-from .generators import load_states, save_states
 
 if TYPE_CHECKING:
     from .learner import Learner

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..engine.undisturbed import RNGState
+from .undisturbed import RNGState
 
 
 def held_by(root: Any, depth: int = 12, most: int = 20_000) -> list[Any]:
