@@ -43,7 +43,7 @@ def missing(name: str, reason: str) -> NoReturn:
     """Skips the test, or fails it where `name` is required."""
     if name in required():
         pytest.fail(f"{reason}, but LSUVCB_REQUIRE has {name!r}", pytrace=False)
-    pytest.skip(reason)
+    pytest.skip(reason, allow_module_level=True)
 
 
 def need_data(name: str) -> None:

@@ -1,0 +1,178 @@
+"""LSUVCallback for Lightning: LSUV at the start of `trainer.fit`, and no other difference."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..engine.drawn import drawn_here
+from ..engine.errors import LSUVError
+from ..engine.generators import rewound
+from ..engine.initialiser import Initialiser
+from ..engine.once import mark_done
+from ..engine.ranks import group_of
+from ..engine.undisturbed import devices_of
+
+
+class LSUVCallback(Initialiser, Callback):
+    """Initialises the module with LSUV on one training batch, once, and prints one line. Runs at on_train_start.
+
+    See `lsuv_` for the arguments, all by keyword. Two more:
+
+    Args:
+        batch: use this batch, as the training loader would give it, instead of drawing one.
+        force: initialise again even if the module has been through an LSUVCallback before; not in a fit that resumes.
+
+    Attributes:
+        report: the LSUVReport of the last run; None before.
+
+    Raises:
+        TypeError, ValueError: where the callback is made, for an argument that `lsuv_` would refuse.
+        LSUVError: at the start of a fit, for a module with manual optimization and no `forward=`.
+
+    The batch is the first that the fit will train on (one like it, where a loader has workers or no length), drawn in this
+    process and sent through the module's or the data module's batch hooks to its device. The forward is
+    `training_step(batch, 0)` in train mode, under the trainer's precision, without gradients, with `self.log` and
+    `self.log_dict` switched off. `forward=` replaces it and is called as forward(module, batch), under the same precision.
+    Moments are summed over all ranks of the trainer.
+
+    Side effects: the weights, see `lsuv_`. All else is as before: random generators, also those that the loader, its samplers
+    and its data set hold; the attributes of the module and its submodules, with what lists, dicts, sets and tensors among
+    them hold (outputs that a step collects, the state of torchmetrics). A fit that resumes (`ckpt_path=`), and a
+    second fit of the same module are left alone.
+
+    Caveats: what `training_step` writes elsewhere (to a logger, to disk) is written, once for each of three passes
+    (`verify=False`: one). A module from `load_from_checkpoint` is trained, and nothing tells: leave the callback out. What
+    cannot be rewound loses the batch to LSUV: a one-shot iterator, an IterableDataset that keeps its place; name a `batch=`.
+
+    Example:
+        Trainer(max_epochs=3, callbacks=[LSUVCallback()]).fit(module, loader)
+    """
+
+    _resumed = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is not None or self._resumed or not self.is_due(pl_module):
+            return
+        if not pl_module.automatic_optimization and self.lsuv_args.get("forward") is None:
+            raise LSUVError(
+                f"{type(pl_module).__name__} has manual optimization: its training_step would step the optimizers. Say how to "
+                "run it instead: LSUVCallback(forward=lambda module, batch: module(batch[0])). No weight was changed."
+            )
+        with rewound(trainer.train_dataloader, devices_of(pl_module)), as_before(pl_module), _without_log(pl_module):
+            drawn = _first(trainer.train_dataloader) if self.batch is None else self.batch
+            with trainer.precision_plugin.train_step_context():
+                self.initialise(
+                    pl_module,
+                    _prepared(trainer, pl_module, drawn),
+                    quiet=not trainer.is_global_zero,
+                    forward=_training_step,
+                    group=_group(trainer, pl_module),
+                )
+        mark_done(pl_module)  # an attribute, which `as_before` took off
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ran": self.report is not None or self._resumed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = True
+
+
+def _training_step(module: LightningModule, batch: Any) -> Any:
+    takes_index = len(inspect.signature(module.training_step).parameters) > 1
+    return module.training_step(batch, 0) if takes_index else module.training_step(batch)
+
+
+def _first(loaders: Any) -> Any:
+    """The first batch of each loader, in the structure of `loaders`: one, or a list or dict of them."""
+    with ExitStack() as stack:
+        with rewound(loaders):  # Lightning has its iterators by now, and what making them drew
+            iterators = pytree.tree_map(lambda loader: stack.enter_context(drawn_here(loader)), loaders)
+        return pytree.tree_map(next, iterators)
+
+
+def _prepared(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    """What the training loop does to a batch before `training_step`."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def _group(trainer: Trainer, module: nn.Module) -> dist.ProcessGroup | None:
+    """A sharded module's own group, or all ranks: Lightning hands out the module without DDP around it."""
+    return group_of(module, None) or (dist.group.WORLD if trainer.world_size > 1 else None)
+
+
+@contextmanager
+def _without_log(module: nn.Module) -> Iterator[None]:
+    """`self.log` and `self.log_dict` do nothing, in this module and in those inside it."""
+    quiet = [m for m in module.modules() if isinstance(m, LightningModule)]
+    for m in quiet:
+        vars(m).update(log=_nothing, log_dict=_nothing)
+    try:
+        yield
+    finally:
+        for m in quiet:
+            del vars(m)["log"], vars(m)["log_dict"]
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None: ...
+
+
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+@contextmanager
+def as_before(model: nn.Module) -> Iterator[None]:
+    """The attributes of all modules, and the contents of those that a step writes into, are afterwards as they were."""
+    held = [
+        (vars(m), {k: (v, _contents(v)) for k, v in vars(m).items() if k not in _INTERNAL}) for m in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for attributes, before in held:
+            for name in attributes.keys() - before.keys() - _INTERNAL:
+                del attributes[name]
+            for name, (value, contents) in before.items():
+                attributes[name] = value
+                if contents is not None:
+                    contents()
+
+
+def _contents(value: Any) -> Callable[[], None] | None:
+    """Puts back what a list, dict, set, deque or tensor holds now; None for any other value."""
+    if isinstance(value, Tensor):
+        return _values(value) if value.layout == torch.strided and not isinstance(value, nn.Parameter) else None
+    if not isinstance(value, (list, dict, set, deque)):
+        return None
+    kept = value.copy()
+
+    def put_back() -> None:
+        value.clear()
+        if isinstance(value, (list, deque)):
+            value.extend(kept)
+        else:
+            value.update(kept)
+
+    return put_back
+
+
+def _values(tensor: Tensor) -> Callable[[], None]:
+    kept = tensor.detach().clone()
+
+    def put_back() -> None:
+        if not torch.equal(tensor, kept):
+            with torch.no_grad():
+                tensor.copy_(kept)
+
+    return put_back
