@@ -1,0 +1,95 @@
+"""LSUVCallback for the Hugging Face Trainer: LSUV at the start of `trainer.train()`, and no other difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..engine.drawn import drawn_here
+from ..engine.generators import rewound
+from ..engine.initialiser import Initialiser
+from ..engine.ranks import group_of
+from ..engine.undisturbed import devices_of
+
+
+class LSUVCallback(Initialiser, TrainerCallback):
+    """Initialises the model with LSUV on one training batch, once, and prints one line. Runs at on_train_begin.
+
+    For models that begin from a config. A pretrained model's weights would be replaced like any others.
+
+    See `lsuv_` for the arguments, all by keyword. Two more:
+
+    Args:
+        batch: use this batch, as the training loader would give it, instead of drawing one.
+        force: initialise again even if the model has been through an LSUVCallback before; not in a run that resumes.
+
+    Attributes:
+        report: the LSUVReport of the last run; None before.
+
+    Raises:
+        TypeError, ValueError: where the callback is made, for an argument that `lsuv_` would refuse.
+
+    The batch is the first that the run will train on (one like it, where the loader has no seedable sampler), drawn in this
+    process and moved to the model's device. The forward is `model(**batch)` in train mode, without gradients, under the
+    precision that the Trainer gave the model; `forward=` replaces it and is called as forward(model, batch). Moments are
+    summed over all ranks of the Trainer.
+
+    Side effects: the weights, see `lsuv_`. All else is as before, random generators included, also those that the loader,
+    its samplers and its data set hold. A run that resumes from a checkpoint, and a second run of the same model are left alone.
+
+    Caveats: the Trainer's own compute_loss is not called: a model that needs it wants a `forward=`. What cannot be rewound
+    loses the batch to LSUV: an IterableDataset that keeps its place; name a `batch=`.
+
+    Example:
+        Trainer(model=AutoModelForCausalLM.from_config(config), train_dataset=data, callbacks=[LSUVCallback()]).train()
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        assert model is not None
+        if state.global_step > 0 or not self.is_due(model):
+            return
+        devices = devices_of(model)
+        loader = getattr(
+            train_dataloader, "base_dataloader", train_dataloader
+        )  # inside Accelerate's, which keeps count
+        with rewound(loader, devices), _training(model):
+            drawn = _first(loader) if self.batch is None else self.batch
+            batch = pytree.tree_map_only(Tensor, lambda t: t.to(next(iter(devices))), _plain(drawn))
+            group = group_of(model, None) or (dist.group.WORLD if args.world_size > 1 else None)
+            self.initialise(model, batch, quiet=not state.is_world_process_zero, group=group)
+
+
+def _first(loader: Any) -> Any:
+    with drawn_here(loader) as batches:
+        return next(batches)
+
+
+def _plain(batch: Any) -> Any:
+    """A tokenizer's BatchEncoding as a dict."""
+    return dict(batch) if hasattr(batch, "keys") else batch
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """In train mode, as every step of the Trainer is; afterwards in the modes from before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

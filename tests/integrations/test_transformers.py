@@ -1,0 +1,135 @@
+"""LSUVCallback in the Hugging Face Trainer: a model from a config is initialised, and the run is otherwise what it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from required import need_package
+from torch.utils.data import Dataset
+
+from lsuvcb import lsuv_
+
+need_package("transformers")
+need_package("accelerate")
+import transformers  # noqa: E402
+
+from lsuvcb.integrations.transformers import LSUVCallback  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the packages' own deprecations
+
+
+class Tokens(Dataset):
+    """Sequences to continue; notes in which order they are read."""
+
+    def __init__(self):
+        self.ids = torch.randint(0, 64, (48, 12), generator=torch.Generator().manual_seed(0))
+        self.read: list[int] = []
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return {"input_ids": self.ids[i], "labels": self.ids[i], "attention_mask": torch.ones(12, dtype=torch.long)}
+
+
+def gpt2():
+    torch.manual_seed(1)
+    config = transformers.GPT2Config(
+        vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+class Draws(transformers.TrainerCallback):
+    """A random number at each step: what the run's dropout would draw."""
+
+    def __init__(self):
+        self.seen: list[float] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        generator = torch.Generator().set_state(torch.get_rng_state())
+        self.seen.append(float(torch.rand((), generator=generator)))
+
+
+def train(model, out, *callbacks, resume=None, **options):
+    fixed = {"max_steps": 4, "per_device_train_batch_size": 16, "learning_rate": 0.0, "seed": 3, "use_cpu": True,
+             "report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}  # fmt: skip
+    args = transformers.TrainingArguments(output_dir=str(out), **(fixed | options))
+    data, draws = Tokens(), Draws()
+    trainer = transformers.Trainer(model=model, args=args, train_dataset=data, callbacks=[*callbacks, draws])
+    trainer.train(resume_from_checkpoint=resume)
+    return data, draws
+
+
+def test_model_is_initialised_on_the_first_training_batch(tmp_path, capsys):
+    model, cb = gpt2(), LSUVCallback(orthonormal=False)
+    data, _ = train(model, tmp_path, cb)
+    assert cb.report.converged
+    assert sum(row.status == "scaled" for row in cb.report.layers) == 8
+    assert "LSUV: 8 of 8 layers at std 1" in capsys.readouterr().out
+    assert data.read[:16] == data.read[16:32]
+    by_hand, ids = gpt2(), data.ids[data.read[:16]]
+    by_hand.train()
+    transformers.set_seed(3)
+    lsuv_(by_hand, {"input_ids": ids, "labels": ids}, orthonormal=False)
+    weight = model.transformer.h[0].attn.c_attn.weight
+    assert not torch.allclose(weight, gpt2().transformer.h[0].attn.c_attn.weight, rtol=0.1)
+    assert torch.allclose(weight, by_hand.transformer.h[0].attn.c_attn.weight, rtol=0.1)  # dropout masks differ
+
+
+def test_run_sees_the_batches_and_draws_that_it_would_have_seen(tmp_path):
+    plain, plain_draws = train(gpt2(), tmp_path)
+    seen, draws = train(gpt2(), tmp_path, LSUVCallback())
+    assert seen.read[16:] == plain.read  # the callback read one batch first
+    assert draws.seen == plain_draws.seen
+
+
+def test_modes_and_gradients_are_as_before(tmp_path):
+    class After(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            self.training = {module.training for module in model.modules()}
+            self.grads = {p.grad for p in model.parameters()}
+
+    plain, after = After(), After()
+    train(gpt2().eval(), tmp_path, plain)
+    train(gpt2().eval(), tmp_path, LSUVCallback(), after)
+    assert after.training == plain.training
+    assert after.grads == plain.grads == {None}
+
+
+def test_second_run_and_resumed_run_are_left_alone(tmp_path):
+    model, cb = gpt2(), LSUVCallback()
+    train(model, tmp_path, cb, save_strategy="steps", save_steps=2, max_steps=2)
+    first = cb.report
+    train(model, tmp_path, cb)
+    assert cb.report is first
+    resumed = LSUVCallback(force=True)
+    train(gpt2(), tmp_path, resumed, resume=str(tmp_path / "checkpoint-2"))
+    assert resumed.report is None
+    again = LSUVCallback(force=True)
+    train(model, tmp_path, again)
+    assert again.report is not None
+
+
+def test_named_batch_precision_and_arguments_are_used(tmp_path):
+    seen = []
+
+    def forward(model, batch):
+        seen.append((batch["input_ids"].shape, model.training))
+        return model(**batch)
+
+    ids = torch.randint(0, 64, (5, 7))
+    cb = LSUVCallback(batch={"input_ids": ids, "labels": ids}, forward=forward, verify=False, std=0.5)
+    train(gpt2(), tmp_path, cb)
+    assert seen == [((5, 7), True)]
+    assert (cb.report.passes, cb.report.std) == (1, 0.5)
+
+
+def test_pass_runs_under_the_precision_of_the_run(tmp_path):
+    model, dtypes = gpt2(), []
+    model.transformer.h[0].mlp.c_fc.register_forward_hook(lambda module, args, y: dtypes.append(y.dtype))
+    cb = LSUVCallback()
+    train(model, tmp_path, cb, bf16=True)
+    assert set(dtypes) == {torch.bfloat16}
+    assert cb.report.converged
