@@ -31,6 +31,11 @@ def group_of(model: nn.Module, group: dist.ProcessGroup | None) -> dist.ProcessG
     return mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
 
 
+def group_of_all(model: nn.Module, world_size: int) -> dist.ProcessGroup | None:
+    """The group of a trainer that takes DDP off the model it hands out: the model's own, or all ranks where there are several."""
+    return group_of(model, None) or (dist.group.WORLD if world_size > 1 else None)
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Is it a DTensor? Looks only if that module was imported, which is slow."""
     module = sys.modules.get("torch.distributed.tensor")

@@ -1,1 +1,1 @@
-"""The LSUVCallback of other trainers, one module each, imported where it is used: `lightning`."""
+"""The LSUVCallback of other trainers, one module each, to be imported by name: `fastai`, `lightning`, `transformers`."""

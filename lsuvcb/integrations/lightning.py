@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..engine.drawn import drawn_here
@@ -19,8 +16,9 @@ from ..engine.errors import LSUVError
 from ..engine.generators import rewound
 from ..engine.initialiser import Initialiser
 from ..engine.once import mark_done
-from ..engine.ranks import group_of
+from ..engine.ranks import group_of_all
 from ..engine.undisturbed import devices_of
+from .borrowed import as_before
 
 
 class LSUVCallback(Initialiser, Callback):
@@ -76,7 +74,7 @@ class LSUVCallback(Initialiser, Callback):
                     _prepared(trainer, pl_module, drawn),
                     quiet=not trainer.is_global_zero,
                     forward=_training_step,
-                    group=_group(trainer, pl_module),
+                    group=group_of_all(pl_module, trainer.world_size),
                 )
         mark_done(pl_module)  # an attribute, which `as_before` took off
 
@@ -107,11 +105,6 @@ def _prepared(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
-def _group(trainer: Trainer, module: nn.Module) -> dist.ProcessGroup | None:
-    """A sharded module's own group, or all ranks: Lightning hands out the module without DDP around it."""
-    return group_of(module, None) or (dist.group.WORLD if trainer.world_size > 1 else None)
-
-
 @contextmanager
 def _without_log(module: nn.Module) -> Iterator[None]:
     """`self.log` and `self.log_dict` do nothing, in this module and in those inside it."""
@@ -126,53 +119,3 @@ def _without_log(module: nn.Module) -> Iterator[None]:
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None: ...
-
-
-_INTERNAL = frozenset(vars(nn.Module()))
-
-
-@contextmanager
-def as_before(model: nn.Module) -> Iterator[None]:
-    """The attributes of all modules, and the contents of those that a step writes into, are afterwards as they were."""
-    held = [
-        (vars(m), {k: (v, _contents(v)) for k, v in vars(m).items() if k not in _INTERNAL}) for m in model.modules()
-    ]
-    try:
-        yield
-    finally:
-        for attributes, before in held:
-            for name in attributes.keys() - before.keys() - _INTERNAL:
-                del attributes[name]
-            for name, (value, contents) in before.items():
-                attributes[name] = value
-                if contents is not None:
-                    contents()
-
-
-def _contents(value: Any) -> Callable[[], None] | None:
-    """Puts back what a list, dict, set, deque or tensor holds now; None for any other value."""
-    if isinstance(value, Tensor):
-        return _values(value) if value.layout == torch.strided and not isinstance(value, nn.Parameter) else None
-    if not isinstance(value, (list, dict, set, deque)):
-        return None
-    kept = value.copy()
-
-    def put_back() -> None:
-        value.clear()
-        if isinstance(value, (list, deque)):
-            value.extend(kept)
-        else:
-            value.update(kept)
-
-    return put_back
-
-
-def _values(tensor: Tensor) -> Callable[[], None]:
-    kept = tensor.detach().clone()
-
-    def put_back() -> None:
-        if not torch.equal(tensor, kept):
-            with torch.no_grad():
-                tensor.copy_(kept)
-
-    return put_back

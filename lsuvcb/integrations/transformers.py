@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,8 +11,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..engine.drawn import drawn_here
 from ..engine.generators import rewound
 from ..engine.initialiser import Initialiser
-from ..engine.ranks import group_of
+from ..engine.ranks import group_of_all
 from ..engine.undisturbed import devices_of
+from .borrowed import in_train_mode
 
 
 class LSUVCallback(Initialiser, TrainerCallback):
@@ -66,10 +64,10 @@ class LSUVCallback(Initialiser, TrainerCallback):
         loader = getattr(
             train_dataloader, "base_dataloader", train_dataloader
         )  # inside Accelerate's, which keeps count
-        with rewound(loader, devices), _training(model):
+        with rewound(loader, devices), in_train_mode(model):
             drawn = _first(loader) if self.batch is None else self.batch
             batch = pytree.tree_map_only(Tensor, lambda t: t.to(next(iter(devices))), _plain(drawn))
-            group = group_of(model, None) or (dist.group.WORLD if args.world_size > 1 else None)
+            group = group_of_all(model, args.world_size)
             self.initialise(model, batch, quiet=not state.is_world_process_zero, group=group)
 
 
@@ -81,15 +79,3 @@ def _first(loader: Any) -> Any:
 def _plain(batch: Any) -> Any:
     """A tokenizer's BatchEncoding as a dict."""
     return dict(batch) if hasattr(batch, "keys") else batch
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """In train mode, as every step of the Trainer is; afterwards in the modes from before."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
