@@ -25,7 +25,7 @@ def layer_reports(eye: Scale, values: dict[str, Values], before: Measured, after
     rows = []
     for weight in eye.weights.in_order():
         name, solution = weight.name, eye.solutions.get(weight)
-        if solution is None and not weight.uses and weight.tensor.ndim < 2:
+        if solution is None and not weight.uses and (weight.tensor.ndim < 2 or weight in eye.biases):
             continue
         std_before, mean_before = before.get(name, (None, None))
         std_after, mean_after = after.get(name, (None, None))

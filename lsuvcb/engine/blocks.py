@@ -13,12 +13,13 @@ from .undisturbed import tensors_in
 
 
 def is_block(module: nn.Module) -> bool:
-    """Has it a weight, and a bias that is no parameter of its own: a property, a number, a tensor?
+    """Has it a weight, and a bias that is no parameter: a property, a number, a tensor?
 
-    nn.Linear and its kin are none: their op takes both as they are.
+    nn.Linear and its kin are none: their op takes both as they are, also where the bias is computed from parameters of theirs.
     """
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    return isinstance(weight, nn.Parameter) and bias is not None and "bias" not in module._parameters
+    computed = "bias_orig" in module._parameters or "bias" in getattr(module, "parametrizations", ())
+    return isinstance(weight, nn.Parameter) and not (bias is None or isinstance(bias, nn.Parameter) or computed)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class Block:
         bias = self.module.bias
         return bias.detach().clone() if isinstance(bias, Tensor) else bias
 
+    def set_bias(self, bias: Any) -> None:
+        """Set it by way of the module; a buffer stays the same object."""
+        if isinstance(held := self.module._buffers.get("bias"), Tensor):
+            held.copy_(bias)
+        else:
+            self.module.bias = bias
+
     @contextmanager
     def holding(self, values: Tensor | None, bias: Any) -> Iterator[None]:
         """The block with other values for its weight and another bias; afterwards the old ones, bit for bit."""
@@ -46,11 +54,11 @@ class Block:
         try:
             if values is not None:
                 self.weight.detach().copy_(values)
-            self.module.bias = bias
+            self.set_bias(bias)
             yield
         finally:
             self.weight.detach().copy_(saved)
-            self.module.bias = old
+            self.set_bias(old)
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any], values: Tensor | None, bias: Any) -> Any:
         """The block's output for other values of its weight and its bias. Hooks do not run."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from .errors import LSUVError
 from .ranks import local
 from .scale import Solution, Values
-from .undo import Change, Setting, Undo
+from .undo import LARGEST_UNASKED, Change, Setting, Undo
 from .weights import Weight
 
 
@@ -21,7 +21,7 @@ def commit(changes: list[Change], settings: list[Setting], undo: Undo) -> None:
         if scale != 1:
             tensor.mul_(scale)
     for block, bias in undo.saved_settings(settings):
-        block.module.bias = bias
+        block.set_bias(bias)
     # autocast keeps low-precision copies of weights and does not notice a change in place
     torch.clear_autocast_cache()
 
@@ -67,7 +67,7 @@ def changes_of(
 def _check_range(weight: Weight, start: Tensor, scale: float) -> None:
     """A scale or a weight that its type cannot hold: the layer's input or its weights are next to nothing."""
     dtype = weight.tensor.dtype
-    if abs(scale) < (2.0**10 if dtype == torch.float16 else 2.0**64):
+    if abs(scale) < (1.0 if dtype == torch.float16 else LARGEST_UNASKED):
         return
     most = abs(scale) * float(local(start).abs().max())
     widest = torch.finfo(torch.promote_types(dtype, torch.float32)).max  # the product is computed in float32 or wider

@@ -25,6 +25,7 @@ class Use:
         weight, source, key: whose weight it is, how the call's value comes from it, and the value's place in the call.
         bias, bias_source, bias_key: the same of the bias, a parameter of the model; None without one.
         fixed_bias: why the op's added term cannot change; "" if it can or if there is none.
+        others: parameters among the call's other arguments.
         stacked: the op multiplies by a stack of matrices (bmm).
     """
 
@@ -39,6 +40,7 @@ class Use:
     bias_source: Source | None = None
     bias_key: ops.Key | None = None
     fixed_bias: str = ""
+    others: Sequence[Source | Made] = ()
 
     @property
     def stacked(self) -> bool:
@@ -144,19 +146,23 @@ class Eye(TorchFunctionMode):
                 source.weight.note(f"product of two parameters ({op})")
             return None
         key, source = at[0]
-        if _inside_transform() and any(map(torch._C._functorch.is_batchedtensor, tensors_of(args))):
+        if _inside_transform() and _is_batched(args):
             source.weight.note(f"used under torch.vmap, which hides the values that {op} gives")
             return None
         if source.part:
             source.weight.note(f"used in parts: {op} works on a slice of it")
         added = ops.get(args, kwargs, places.bias)
+        others: Sequence[Source | Made] = ()
+        if len(sources) > 1 + (added is not None):
+            known = (id(ops.get(args, kwargs, key)), id(added))
+            others = [s for place, s in sources.items() if place not in known]
         if added is None:
-            return Use(op, func, args, kwargs, source.weight, source, key)
+            return Use(op, func, args, kwargs, source.weight, source, key, others=others)
         of = sources.get(id(added))
         bias_of = of if isinstance(of, Source) and not of.part else None
         bias = None if bias_of is None else bias_of.weight
         fixed = _fixed_bias(bias, kwargs)
-        return Use(op, func, args, kwargs, source.weight, source, key, bias, bias_of, places.bias, fixed)
+        return Use(op, func, args, kwargs, source.weight, source, key, bias, bias_of, places.bias, fixed, others)
 
     def _other(self, sources: list[Source | Made], op: str, func: Any, args: Any, kwargs: Any) -> Any:
         direct = [s for s in sources if isinstance(s, Source)]
@@ -171,6 +177,17 @@ class Eye(TorchFunctionMode):
             for tensor in outputs:
                 self.weights.tag(tensor, Made(op, tuple(of.values())))
         return result
+
+
+def _is_batched(args: Any) -> bool:
+    """Does torch.vmap hide the values of one of the arguments, under whatever other transforms?"""
+    functorch = torch._C._functorch
+    for tensor in tensors_of(args):
+        while functorch.is_functorch_wrapped_tensor(tensor):
+            if functorch.is_batchedtensor(tensor):
+                return True
+            tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def _fixed_bias(bias: Weight | None, kwargs: dict[str, Any]) -> str:
@@ -208,6 +225,8 @@ _REAL = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 def no_real_values(weight: Weight, output: Tensor) -> str:
     """Why values of this type have no std to scale; "" for real floating ones."""
+    if output.is_nested:
+        return "its output is a nested tensor"
     if type(output) is Tensor and output.dtype in _REAL and weight.tensor.dtype in _REAL:
         return ""
     if is_sharded(output):

@@ -137,6 +137,8 @@ class Follow(Eye):
         if self._blocks_open:
             return func(*args, **kwargs)
         if self._waiting and (taken := self._taken(args, kwargs)) and (op := ops.op_name(func)) not in ops.LOOKS:
+            if op in ops.TEMPLATES and id(args[0]) not in self._waiting:
+                return super().__torch_function__(func, types, args, kwargs)
             if op in ops.VIEWS and len(taken) == 1:
                 return self._through_view(func, types, args, kwargs)
             for output, view in taken:

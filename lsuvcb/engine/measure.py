@@ -30,7 +30,7 @@ class Measure(Follow):
         result, weight = use.run(), use.weight
         weight.uses += 1
         y = output_of(result)
-        if weight.uses == 1 and torch.is_floating_point(y) and (y.numel() or self.group):
+        if weight.uses == 1 and torch.is_floating_point(y) and not y.is_nested and (y.numel() or self.group):
             use.free_inputs()
             self.hand_on(use, y)
         return result

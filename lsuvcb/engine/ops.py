@@ -52,6 +52,8 @@ LINEAR: dict[str, Row] = {
     "einsum": Row(()),  # its operands are looked up below
     "multi_head_attention_forward": Row(((11, "out_proj_weight"),), (12, "out_proj_bias")),
 }
+# Those whose every operand is a factor: one that is all zero silences the weight.
+PRODUCTS = frozenset(("bilinear", "einsum"))
 # Views, copies, casts and repeats of a whole weight: what is linear in the result is linear in the weight.
 VIEWS = frozenset(
     "t T mT H transpose swapaxes swapdims movedim moveaxis permute adjoint view view_as reshape reshape_as flatten "
@@ -64,9 +66,13 @@ PARTS = frozenset("__getitem__ select narrow chunk split unbind index_select ten
 LOOKS = frozenset(
     "grad grad_fn shape dtype device is_leaf requires_grad size dim ndim ndimension numel nelement stride storage_offset "
     "is_contiguous is_floating_point is_complex element_size itemsize nbytes data_ptr get_device is_cuda is_cpu is_sparse "
-    "is_meta is_quantized layout names __len__ __hash__ untyped_storage _version "
+    "is_meta is_quantized is_nested layout names __len__ __hash__ untyped_storage _version "
     "new_zeros new_ones new_empty new_full new_tensor zeros_like ones_like empty_like full_like rand_like randn_like".split()
 )
+
+
+# These take the shape, type or device of any argument but the first, and no value.
+TEMPLATES = frozenset("type_as expand_as view_as reshape_as to".split())
 
 
 def op_name(func: Callable[..., Any]) -> str:

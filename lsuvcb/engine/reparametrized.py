@@ -54,7 +54,7 @@ class Reparametrized:
                 self.assign(values)
                 given = [o.detach().clone() for o in self.originals]
                 back = self.read()
-            except (NotImplementedError, RuntimeError, ValueError, TypeError):
+            except (AssertionError, NotImplementedError, RuntimeError, ValueError, TypeError):
                 return None  # this parametrization has no inverse, or none for such values
             finally:
                 for original, memory, saved in before:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import ops
 from .alone import Layer, missed, solve_behind, solve_block
 from .blocks import Block, output_tensor
 from .errors import LSUVError
@@ -21,6 +22,7 @@ from .init import orthonormal_like
 from .measure import read
 from .moments import Moments, Number, highest, moments, zero_on_cpu
 from .ranks import shard_as, whole
+from .replay import as_it_was, bias_like, correct, zeros_like
 from .solve import Target, closed_form
 from .weights import Source, Weight, Weights
 
@@ -100,6 +102,7 @@ class Scale(Follow):
         self.block_biases: dict[Weight, Any] = {}  # a block -> the bias that the commit gives it
         # layers between their op and their solution: moments of the output, the orthonormal draw that gave it
         self._begun: dict[Weight, tuple[Moments, Tensor | None]] = {}
+        self._undrawn: dict[Weight, str] = {}
         self._before: Weight | None = None
 
     def at_work(self, use: Use) -> Any:
@@ -107,16 +110,17 @@ class Scale(Follow):
         weight.uses += 1
         if self._waiting:
             self.settle_now(weight)
+        if use.others:
+            self._renew_others(use)
         if weight in self.solutions:
             return self._again(use)
         if reason := self._obstacle(use):
             weight.note(reason)
         if weight.reason:
             return self._leave(use)
-        start = None
-        if self.draws is not None:
-            drawn = orthonormal_like(weight.tensor, self.draws, stacked=use.stacked)
-            start, result = shard_as(drawn, weight.tensor), use.run(drawn, _zeros(use.bias))
+        drawn = start = self._draw(use)
+        if drawn is not None:
+            start, result = shard_as(drawn, weight.tensor), use.run(drawn, zeros_like(use.bias))
         else:
             result = use.run()
         y = output_of(result)
@@ -133,6 +137,26 @@ class Scale(Follow):
         self.hand_on(use, y)
         return result
 
+    def _draw(self, use: Use) -> Tensor | None:
+        """The orthonormal first step; None keeps the values that the weight has."""
+        if self.draws is None:
+            return None
+        weight = use.weight
+        drawn = orthonormal_like(weight.tensor, self.draws, stacked=use.stacked)
+        if weight.computed is not None and weight.computed.originals_for(drawn) is None:
+            self._undrawn[weight] = f"computed by {weight.computed.kind}, which takes no orthonormal draw: only scaled"
+            return None
+        return drawn
+
+    def _renew_others(self, use: Use) -> None:
+        """Parameters that the op works on beside its weight have new values by now, if they were solved."""
+        for source in use.others:
+            if isinstance(source, Source):
+                self.settle_now(source.weight)
+        own = (use.key, use.bias_key)
+        use.args = [a if i in own else self._new_values(a) for i, a in enumerate(use.args)]
+        use.kwargs = {k: v if k in own else self._new_values(v) for k, v in use.kwargs.items()}
+
     def _look(self, use: Use, y: Tensor) -> Moments:
         found = moments(y, use.weight.pool(self.group))
         std = found.std
@@ -146,17 +170,18 @@ class Scale(Follow):
     def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
         weight, bias = use.weight, use.bias
         found, start = self._begun.pop(weight)
+        why = self._undrawn.get(weight, why) if self._undrawn else why
         if (start is not None or activation is not None or not found.count) and bool(found.constant):
             weight.note(CONSTANT if found.count else "its output is empty")
             if start is not None:
-                y.copy_(output_of(_as_it_was(use)))
+                y.copy_(output_of(as_it_was(use)))
             return
         has_bias = bias is not None and bias.tensor.requires_grad
         tol = self.target.tolerance(weight.tensor.dtype, y.dtype)
         if activation is None:
             scale, shift = closed_form(found, self.target, tol, has_bias=has_bias, keep_close=start is None)
             solution = Solution(weight, found, scale, shift, tol, start, has_bias, reason=why)
-            _correct(y, scale, shift)
+            correct(y, scale, shift)
         else:
             kept = None if bias is None or bias.zero or start is not None else bias_like(use)
             behind = solve_behind(
@@ -165,7 +190,7 @@ class Scale(Follow):
             if behind is None:
                 weight.note("constant output of its activation: no scale gives it a spread")
                 if start is not None:
-                    y.copy_(output_of(_as_it_was(use)))
+                    y.copy_(output_of(as_it_was(use)))
                 return
             keeps = self.target.mean is not None
             scale, shift, evaluations, reason, missed_it = behind
@@ -254,7 +279,8 @@ class Scale(Follow):
         if abs(found.square - square) > 0.05 * square and not found.constant:
             return False  # more than the bias; to look at the inputs would cost more
         held = [t for t in use.inputs() if t.numel()]
-        here = 0 if not held else 1 if all(map(zero_on_cpu, held)) else 2  # nothing, zeros, values
+        silent = any if use.op in ops.PRODUCTS else all
+        here = 0 if not held else 1 if silent(map(zero_on_cpu, held)) else 2  # nothing, zeros, values
         return highest(here, use.weight.pool(self.group)) == 1
 
     def _obstacle_of(self, weight: Weight) -> str:
@@ -279,7 +305,7 @@ class Scale(Follow):
         if solution.keeps_bias or (use.bias_key is not None and not follows):
             return self._leave(use)
         start = None if solution.start is None else whole(solution.start)
-        result = use.run(start, None if start is None else _zeros(bias))
+        result = use.run(start, None if start is None else zeros_like(bias))
         y = output_of(result).mul_(solution.scale)
         if bias is not None:
             y.add_(solution.shift)
@@ -301,30 +327,3 @@ class Scale(Follow):
             start = start if solution.start is None else torch.zeros_like(start)
             return source.replay((start if solution.keeps_bias else start * solution.scale) + solution.shift)
         return value
-
-
-def _correct(y: Tensor, scale: Number, shift: Number) -> None:
-    """y <- scale * y + shift, in place, so that whoever holds y sees it."""
-    if isinstance(scale, Tensor) or scale != 1:
-        y.mul_(scale)
-    if isinstance(shift, Tensor) or shift != 0:
-        y.add_(shift)
-
-
-def _as_it_was(use: Use) -> Any:
-    """The op on the values that the model has. The arguments of the call itself may be gone: FSDP2 frees what it gathered."""
-    return use.run(whole(use.weight.tensor.detach()), None if use.bias is None else whole(use.bias.tensor.detach()))
-
-
-def _zeros(bias: Weight | None) -> Tensor | None:
-    if bias is None:
-        return None
-    return torch.zeros(bias.tensor.shape, dtype=bias.tensor.dtype, device=bias.tensor.device)
-
-
-def bias_like(use: Use) -> Tensor:
-    """The bias of this call in the shape that broadcasts over its output: convolutions have their channels ahead of space."""
-    assert use.bias_source is not None
-    bias = use.bias_source.replay(whole(use.bias_source.weight.tensor.detach()))
-    spatial = 2 if use.op == "deform_conv2d" else int(use.op[-2]) if use.op.startswith("conv") else 0
-    return bias.view(-1, *([1] * spatial)) if spatial else bias

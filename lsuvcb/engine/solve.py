@@ -205,12 +205,13 @@ def reach(activation: Callable[[Tensor], Tensor], like: Tensor) -> tuple[float, 
         like: a tensor of the shape, dtype and device that the function takes.
     """
     ends = []
-    for size in (1e2, 1e4):
+    for size in (4.0, 1e2, 1e4):  # near zero, where smooth activations dip; far out, to see them grow
         values = torch.linspace(-size, size, like.numel(), device=like.device, dtype=torch.float32).to(like.dtype)
         least, most = activation(values.view(like.shape)).aminmax()
         ends.append((float(least), float(most)))
-    (low, high), (lower, higher) = ends
-    return (-math.inf if lower < low - 1 else lower), (math.inf if higher > high + 1 else higher)
+    _, (low, high), (lower, higher) = ends
+    lowest, highest = min(a for a, _ in ends), max(b for _, b in ends)
+    return (-math.inf if lower < low - 1 else lowest), (math.inf if higher > high + 1 else highest)
 
 
 def out_of_reach(low: float, high: float, target: Target, moves: bool) -> str:

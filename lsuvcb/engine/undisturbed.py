@@ -85,7 +85,7 @@ class Snapshot:
         # an embedding with a max_norm rescales its table in the forward
         written += [m.weight for m, _, _ in self._modules if vars(m).get("max_norm") and isinstance(m.weight, Tensor)]
         self._written = {t: t.detach().clone() for t in written}
-        self._versions = {t: t._version for t in written if t.layout != torch.strided}
+        self._versions = {t: t._version for t in written if t.layout != torch.strided or t.is_nested}
         self._attributes = {m: vars(m).copy() for m, _, _ in self._modules}
         parameters = {id(p): p for m, _, _ in self._modules for p in m._parameters.values() if p is not None}
         self._rng = RNGState({t.device for t in (*parameters.values(), *written, *tensors_in(batch))})
@@ -97,6 +97,15 @@ class Snapshot:
             if buffer in self._written:
                 self._written[buffer] = buffer.detach().clone()
         self._attributes.update((m, vars(m).copy()) for m in module.modules())
+
+    def accept(self, changed: Iterable[Tensor]) -> None:
+        """Keep the values that these tensors have now, wherever a buffer is one of them or a view of its memory."""
+        if not self._written:
+            return
+        memory = {t.untyped_storage().data_ptr() for t in changed}
+        for held in self._written:
+            if held.layout == torch.strided and held.untyped_storage().data_ptr() in memory:
+                self._written[held] = held.detach().clone()
 
     def hide_gradients(self) -> None:
         """Take the gradients off the parameters, where a forward's backward() would add to them, until `restore`."""

@@ -26,6 +26,7 @@ class Setting(NamedTuple):
     value: Any
 
 
+LARGEST_UNASKED = 2.0**16  # a scale up to here is taken to keep weights finite; beyond, they are looked at
 _LARGE = 1 << 14  # values from which a weight that is only scaled is saved by its lowest bytes
 
 
@@ -56,7 +57,7 @@ class Undo:
         for saved in self._saved:
             saved.restore()
         for block, bias in self._settings:
-            block.module.bias = bias
+            block.set_bias(bias)
         self._generator.set_state(self._state)
 
 
@@ -73,7 +74,7 @@ class _Copy:
 
 def _only_scaled(change: Change) -> bool:
     tensor, scale, start = change
-    if tensor.numel() < _LARGE or start is not None or not 1 / 64 <= scale <= 2.0**64:
+    if tensor.numel() < _LARGE or start is not None or not 1 / 64 <= scale <= LARGEST_UNASKED:
         return False
     return tensor.dtype == torch.float32 and tensor.is_contiguous() and not tensor.is_inference()
 

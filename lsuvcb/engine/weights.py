@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .blocks import Block, is_block
 from .errors import LSUVError
@@ -133,8 +134,8 @@ class Weights:
         computed = list(reparametrized(module)) if may_compute else []
         hidden = {id(original) for tensor in computed for original in tensor.originals}
         for name, parameter in module._parameters.items():
-            if parameter is None or id(parameter) in hidden or ".parametrizations." in f".{path}":
-                continue
+            if parameter is None or id(parameter) in hidden or ".parametrizations." in f".{path}" or is_lazy(parameter):
+                continue  # a lazy one in a module that this forward does not run has no values yet
             if (source := self._by_id.get(id(parameter))) is not None:
                 source.weight.owners.append(module)
                 continue
@@ -195,7 +196,7 @@ class Weights:
             for weight, square in zip(group, squares, strict=True):
                 weight.mean_square = square if square > 1e-30 else math.nan
         unsure = [w for w in self.all if not (w.mean_square > 0 or starts_alive(w.tensor))]
-        candidates = [w for w in unsure if w.tensor.numel() and not (w.tensor.is_complex() or w.tensor.is_quantized)]
+        candidates = [w for w in unsure if w.tensor.numel() and _is_plain(w.tensor)]
         for probe in (
             lambda t: whole(t.detach()).reshape(-1)[:64].any(),
             lambda t: whole(t.detach()).count_nonzero() > 0,
@@ -281,8 +282,15 @@ class Weights:
 
 def _is_all_of(view: Tensor, tensor: Tensor) -> bool:
     """w[:] and w[None] are the whole weight; rows gathered by an index are not, however many."""
-    same_memory = view._is_view() and view.numel() == tensor.numel()
-    return same_memory and view.is_set_to(tensor.detach().view_as(view))
+    if not view._is_view() or view.numel() != tensor.numel():
+        return False
+    repeats = any(size > 1 and stride == 0 for size, stride in zip(view.shape, view.stride(), strict=True))
+    return not repeats and view.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Dense, real, floating, of two bytes at least: what can be zero on purpose, and can be asked."""
+    return tensor.layout == torch.strided and tensor.is_floating_point() and tensor.element_size() > 1
 
 
 def _trainable(tensor: Reparametrized) -> bool:
