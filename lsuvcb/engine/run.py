@@ -75,13 +75,22 @@ def check_batch(model: nn.Module, batch: Any) -> None:
 
 
 def fresh(batch: Any) -> Any:
-    """A copy of the batch's containers and tensors, so that a model that writes into its input spoils no later pass."""
+    """A copy of the batch's containers and tensors, so that a model that writes into its input spoils no later pass.
+
+    Of any other object that has a `clone` method (a batch of graphs) its clone.
+    """
     if isinstance(batch, MutableMapping) and type(batch) is not dict:
         copied = copy.copy(batch)
         for key, value in batch.items():
             copied[key] = fresh(value)
         return copied
-    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone().requires_grad_(t.requires_grad), batch)
+    return pytree.tree_map(_fresh_leaf, batch)
+
+
+def _fresh_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+    return leaf.clone() if callable(getattr(leaf, "clone", None)) else leaf
 
 
 def first_float(batch: Any) -> Tensor | None:

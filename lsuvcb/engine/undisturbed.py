@@ -116,6 +116,7 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back, in place: the same buffer objects hold the same values as before."""
+        other_buffers = False
         for module, training, buffers in self._modules:
             if module.training is not training:
                 module.training = training
@@ -126,7 +127,10 @@ class Snapshot:
                 module._buffers.update(buffers)
                 for name in new:
                     del module._buffers[name]
-                _put_back(module, self._attributes[module])
+                other_buffers = True
+        if other_buffers:
+            for module, attributes in self._attributes.items():
+                _put_back(module, attributes)
         for buffer, value in self._written.items():
             # copy_ bumps the version counter, so an unchanged buffer is left alone
             if not (
@@ -152,8 +156,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _put_back(module: nn.Module, attributes: dict[str, Any]) -> None:
     """Plain values (numbers, texts, tuples, None) as they were, and nothing new: they may tell of the buffers put back.
 
-    What torch itself keeps in a module is put back elsewhere. A rotary embedding keeps the length that its cache is for.
-    A module whose buffers stay is not looked at.
+    What torch itself keeps in a module is put back elsewhere. A rotary embedding keeps the length that its cache is for, a
+    parent that its child is ready. Where all buffers stay, no attribute is looked at.
     """
     held = vars(module)
     for name in attributes.keys() - _INTERNAL:

@@ -431,3 +431,52 @@ def test_bilinear_with_one_zero_factor_is_left_alone():
     before = model.layer.weight.clone()
     assert rows(lsuv_(model, batch(), orthonormal=False)) == {"layer": ("left alone", UNFED)}
     assert torch.equal(model.layer.weight, before)
+
+
+# State that a forward leaves behind
+
+
+def test_child_that_its_parent_makes_ready_is_made_ready_in_each_pass():
+    class Child(nn.Module):
+        pass
+
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.child, self.ready = nn.Linear(32, 16), Child(), False
+
+        def forward(self, x):
+            if not self.ready:
+                self.child.register_buffer("offset", torch.ones(16))
+                self.ready = True
+            return self.layer(x) + self.child.offset
+
+    model, x = Parent(), batch()
+    assert lsuv_(model, x).converged
+    assert (model.ready, dict(model.child.named_buffers())) == (False, {})
+    assert std(model(x) - 1) == ONE
+
+
+def test_batch_object_that_the_model_writes_into_is_cloned_for_each_pass():
+    class Graph:
+        def __init__(self, x):
+            self.x = x
+
+        def clone(self):
+            return Graph(self.x.clone())
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, graph):
+            graph.x = self.first(graph.x).relu()
+            graph.x = self.second(graph.x)
+            return graph
+
+    model, graph = Net(), Graph(batch())
+    x = graph.x
+    assert lsuv_(model, graph).converged
+    assert graph.x is x
+    assert std(model(graph.clone()).x) == ONE
