@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +10,7 @@ import torch.nn.functional as F
 from required import need_package
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from two_processes import run
 
 from lsuvcb import LSUVError, lsuv_, survey
 
@@ -230,19 +227,8 @@ def test_failure_leaves_the_module_as_it_was():
 
 
 def test_ranks_hold_equal_weights_for_the_batch_of_both(tmp_path):
-    program = Path(lightning_run.__file__)
-    paths = os.pathsep.join(map(str, (program.parent, program.parents[2])))
-    env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(program), str(tmp_path)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    assert done.stdout.count("LSUV: 2 of 2 layers at std 1") == 1
+    ranks, printed = run(lightning_run, tmp_path)
+    assert printed.count("LSUV: 2 of 2 layers at std 1") == 1
     assert not torch.equal(ranks[0]["x"], ranks[1]["x"])
     for name, values in ranks[0]["weights"].items():
         assert torch.equal(values, ranks[1]["weights"][name])

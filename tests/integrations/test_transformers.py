@@ -6,12 +6,14 @@ import pytest
 import torch
 from required import need_package
 from torch.utils.data import Dataset
+from two_processes import run
 
 from lsuvcb import lsuv_
 
 need_package("transformers")
 need_package("accelerate")
 import transformers  # noqa: E402
+import transformers_run  # noqa: E402
 
 from lsuvcb.integrations.transformers import LSUVCallback  # noqa: E402
 
@@ -133,3 +135,15 @@ def test_pass_runs_under_the_precision_of_the_run(tmp_path):
     train(model, tmp_path, cb, bf16=True)
     assert set(dtypes) == {torch.bfloat16}
     assert cb.report.converged
+
+
+def test_ranks_hold_equal_weights_for_the_batch_of_both(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+    ranks, printed = run(transformers_run, tmp_path, *launcher)
+    assert printed.count("LSUV: 2 of 2 layers at std 1") == 1
+    assert not torch.equal(ranks[0]["x"], ranks[1]["x"])
+    alone = transformers_run.Plain()
+    lsuv_(alone, torch.cat([rank["x"] for rank in ranks]), orthonormal=False, forward=lambda m, x: m.net(x))
+    for name, values in alone.state_dict().items():
+        assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name])
+        assert torch.allclose(ranks[0]["weights"][name], values, rtol=1e-4, atol=1e-6)
