@@ -22,7 +22,7 @@ Measured = dict[str, tuple[float, float]]
 
 def layer_reports(eye: Scale, values: dict[str, Values], before: Measured, after: Measured) -> list[LayerReport]:
     """One row for each weight at work and for each other weight of two or more dimensions, in execution order."""
-    rows = []
+    rows, tol = [], 0.0
     for weight in eye.weights.in_order():
         name, solution = weight.name, eye.solutions.get(weight)
         if solution is None and not weight.uses and (weight.tensor.ndim < 2 or weight in eye.biases):
@@ -40,7 +40,8 @@ def layer_reports(eye: Scale, values: dict[str, Values], before: Measured, after
             else:
                 if eye.target.mean is not None and not solution.has_bias:
                     row.reason = "; ".join(filter(None, (row.reason, "no bias: mean not moved")))
-                _hold_to_target(row, eye, solution.tol, solution.has_bias)
+                tol = max(tol, solution.tol)  # the rounding of a layer in low precision reaches those behind it
+                _hold_to_target(row, eye, tol, solution.has_bias)
         else:
             row.status, row.reason = "left alone", weight.reason or hidden_reason(weight)
         rows.append(row)

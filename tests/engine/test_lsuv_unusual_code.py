@@ -480,3 +480,25 @@ def test_batch_object_that_the_model_writes_into_is_cloned_for_each_pass():
     assert lsuv_(model, graph).converged
     assert graph.x is x
     assert std(model(graph.clone()).x) == ONE
+
+
+# Precision
+
+
+def test_head_in_float32_behind_layers_in_bfloat16_is_held_to_what_they_allow():
+    class Island(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 64)), nn.Linear(64, 4)
+
+        def forward(self, x):
+            h = self.body(x)
+            with torch.autocast("cpu", enabled=False):
+                return self.head(h.float())
+
+    for seed in range(20):
+        torch.manual_seed(seed)
+        with torch.autocast("cpu", torch.bfloat16):
+            report = lsuv_(Island(), batch(64, 32))
+        assert report.converged, seed
+        assert all(abs(row.std_after - 1) < 1e-2 for row in report.layers)

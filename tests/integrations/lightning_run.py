@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import lightning.pytorch as pl
 import torch
+from required import need_package
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lsuvcb.integrations.lightning import LSUVCallback
+need_package("lightning")
+import lightning.pytorch as pl  # noqa: E402
+
+from lsuvcb.integrations.lightning import LSUVCallback  # noqa: E402
 
 
 class Plain(pl.LightningModule):

@@ -18,7 +18,7 @@ def run(program: ModuleType, folder: Path, *launcher: str) -> tuple[list[dict[st
         launcher: a module and its arguments that starts both; none where the program does so itself.
     """
     path = Path(program.__file__)
-    paths = os.pathsep.join(map(str, (path.parent, path.parents[2])))
+    paths = os.pathsep.join(map(str, (path.parent, path.parents[1], path.parents[2])))
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-W", "ignore", *launcher, str(path), str(folder)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)

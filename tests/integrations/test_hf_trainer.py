@@ -12,8 +12,8 @@ from lsuvcb import lsuv_
 
 need_package("transformers")
 need_package("accelerate")
+import hf_trainer_run  # noqa: E402
 import transformers  # noqa: E402
-import transformers_run  # noqa: E402
 
 from lsuvcb.integrations.transformers import LSUVCallback  # noqa: E402
 
@@ -139,10 +139,10 @@ def test_pass_runs_under_the_precision_of_the_run(tmp_path):
 
 def test_ranks_hold_equal_weights_for_the_batch_of_both(tmp_path):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
-    ranks, printed = run(transformers_run, tmp_path, *launcher)
+    ranks, printed = run(hf_trainer_run, tmp_path, *launcher)
     assert printed.count("LSUV: 2 of 2 layers at std 1") == 1
     assert not torch.equal(ranks[0]["x"], ranks[1]["x"])
-    alone = transformers_run.Plain()
+    alone = hf_trainer_run.Plain()
     lsuv_(alone, torch.cat([rank["x"] for rank in ranks]), orthonormal=False, forward=lambda m, x: m.net(x))
     for name, values in alone.state_dict().items():
         assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name])

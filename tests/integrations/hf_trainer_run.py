@@ -1,4 +1,4 @@
-"""What each of two processes does in test_transformers.py: a run that changes nothing but by LSUV, and what it found."""
+"""What each of two processes does in test_hf_trainer.py: a run that changes nothing but by LSUV, and what it found."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import torch
-import transformers
+from required import need_package
 from torch import nn
 from torch.utils.data import Dataset
 
-from lsuvcb.integrations.transformers import LSUVCallback
+need_package("transformers")
+import transformers  # noqa: E402
+
+from lsuvcb.integrations.transformers import LSUVCallback  # noqa: E402
 
 
 class Rows(Dataset):
