@@ -57,7 +57,10 @@ class LSUVCallback(Initialiser, Callback):
 
     def before_fit(self) -> None:
         learn, model = self.learn, self.learn.model
-        if any(isinstance(cb, SkipToEpoch) and cb._skip_to > 0 for cb in learn.cbs) or not self.is_due(model):
+        if any(isinstance(cb, SkipToEpoch) and cb._skip_to > 0 for cb in learn.cbs):
+            mark_done(model)
+            return
+        if not self.is_due(model):
             return
         loader = learn.dls.train
         with (

@@ -59,7 +59,10 @@ class LSUVCallback(Initialiser, Callback):
     _resumed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.ckpt_path is not None or self._resumed or not self.is_due(pl_module):
+        resumes, self._resumed = trainer.ckpt_path is not None or self._resumed, False
+        if resumes:
+            mark_done(pl_module)
+        if resumes or not self.is_due(pl_module):
             return
         if not pl_module.automatic_optimization and self.lsuv_args.get("forward") is None:
             raise LSUVError(
@@ -79,7 +82,7 @@ class LSUVCallback(Initialiser, Callback):
         mark_done(pl_module)  # an attribute, which `as_before` took off
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ran": self.report is not None or self._resumed}
+        return {"initialised": True}  # Lightning gives it back where a fit resumes
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = True

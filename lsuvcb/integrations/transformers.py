@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..engine.drawn import drawn_here
 from ..engine.generators import rewound
 from ..engine.initialiser import Initialiser
+from ..engine.once import mark_done
 from ..engine.ranks import group_of_all
 from ..engine.undisturbed import devices_of
 from .borrowed import in_train_mode
@@ -58,15 +59,17 @@ class LSUVCallback(Initialiser, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None
-        if state.global_step > 0 or not self.is_due(model):
+        if state.global_step > 0:  # it resumes
+            mark_done(model)
             return
-        devices = devices_of(model)
+        if not self.is_due(model):
+            return
         loader = getattr(
             train_dataloader, "base_dataloader", train_dataloader
-        )  # inside Accelerate's, which keeps count
-        with rewound(loader, devices), in_train_mode(model):
+        )  # Accelerate's own keeps count of its batches
+        with rewound(loader, devices_of(model)), in_train_mode(model):
             drawn = _first(loader) if self.batch is None else self.batch
-            batch = pytree.tree_map_only(Tensor, lambda t: t.to(next(iter(devices))), _plain(drawn))
+            batch = pytree.tree_map_only(Tensor, lambda t: t.to(args.device), _plain(drawn))
             group = group_of_all(model, args.world_size)
             self.initialise(model, batch, quiet=not state.is_world_process_zero, group=group)
 

@@ -146,7 +146,9 @@ def test_second_fit_and_skipped_epochs_are_left_alone():
     fit(learner(forced, model=learn.model)[0])
     assert forced.report is not None
     skipping = LSUVCallback()
-    fit(learner(skipping)[0], 2, start_epoch=1)
+    learn, _ = learner(skipping)
+    fit(learn, 2, start_epoch=1)
+    fit(learn)
     assert skipping.report is None
 
 

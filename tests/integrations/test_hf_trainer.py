@@ -106,9 +106,12 @@ def test_second_run_and_resumed_run_are_left_alone(tmp_path):
     first = cb.report
     train(model, tmp_path, cb)
     assert cb.report is first
-    resumed = LSUVCallback(force=True)
-    train(gpt2(), tmp_path, resumed, resume=str(tmp_path / "checkpoint-2"))
+    resumed, other = LSUVCallback(force=True), gpt2()
+    train(other, tmp_path, resumed, resume=str(tmp_path / "checkpoint-2"))
     assert resumed.report is None
+    later = LSUVCallback()
+    train(other, tmp_path, later)
+    assert later.report is None  # its weights are trained
     again = LSUVCallback(force=True)
     train(model, tmp_path, again)
     assert again.report is not None

@@ -149,6 +149,11 @@ def test_second_fit_and_resumed_fit_are_left_alone(tmp_path):
     again, cb = Module(), LSUVCallback(force=True)
     fit(again, cb, max_epochs=2, ckpt_path=tmp_path / "a.ckpt")
     assert cb.report is None
+    later = LSUVCallback()
+    fit(again, later, max_epochs=1)
+    assert later.report is None  # its weights are trained
+    fit(Module(), cb, max_epochs=1)
+    assert cb.report is not None  # another module's are not
 
 
 def test_named_batch_and_arguments_of_lsuv_are_used():
