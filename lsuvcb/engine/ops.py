@@ -32,7 +32,6 @@ LINEAR: dict[str, Row] = {
     "conv_transpose1d": _CONV,
     "conv_transpose2d": _CONV,
     "conv_transpose3d": _CONV,
-    "conv_tbc": _CONV,
     "deform_conv2d": Row(((1, "weight"),), (4, "bias")),
     "matmul": Row(((0, "input"), (1, "other"))),
     "linalg_matmul": Row(((0, "input"), (1, "other"))),

@@ -28,6 +28,8 @@ class Places:
             return source
         if type(tensor) is not nn.Parameter and is_traceable_wrapper_subclass(tensor):
             return source
+        if not tensor.is_contiguous() and _repeats(tensor):
+            source.weight.note("several of its values are one place in memory (an expanded tensor)")
         storage = tensor.untyped_storage().data_ptr()
         taken = self._by_storage.setdefault(storage, []) if storage else []
         for held, owner in taken:
@@ -42,6 +44,10 @@ class Places:
                     one.note(f"shares its memory with {with_it.name!r}, in another shape")
         taken.append((tensor, source))
         return source
+
+
+def _repeats(tensor: Tensor) -> bool:
+    return any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

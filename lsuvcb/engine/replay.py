@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .eye import Use
 from .moments import Number
-from .ranks import whole
+from .ranks import is_sharded, whole
 from .weights import Weight
 
 
@@ -21,7 +21,15 @@ def as_it_was(use: Use) -> Any:
 def zeros_like(bias: Weight | None) -> Tensor | None:
     if bias is None:
         return None
-    return torch.zeros(bias.tensor.shape, dtype=bias.tensor.dtype, device=bias.tensor.device)
+    return in_place_of(bias, torch.zeros(bias.tensor.shape, dtype=bias.tensor.dtype, device=bias.tensor.device))
+
+
+def in_place_of(weight: Weight, values: Tensor) -> Tensor:
+    """The same values, with a path to the parameter for a forward that takes gradients by it."""
+    parameter = weight.tensor
+    if not torch.is_grad_enabled() or not parameter.requires_grad or is_sharded(parameter):
+        return values
+    return values + (parameter - parameter.detach())
 
 
 def bias_like(use: Use) -> Tensor:

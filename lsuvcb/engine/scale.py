@@ -22,7 +22,7 @@ from .init import orthonormal_like
 from .measure import read
 from .moments import Moments, Number, highest, moments, zero_on_cpu
 from .ranks import shard_as, whole
-from .replay import as_it_was, bias_like, correct, zeros_like
+from .replay import as_it_was, bias_like, correct, in_place_of, zeros_like
 from .solve import Target, closed_form
 from .weights import Source, Weight, Weights
 
@@ -120,7 +120,7 @@ class Scale(Follow):
             return self._leave(use)
         drawn = start = self._draw(use)
         if drawn is not None:
-            start, result = shard_as(drawn, weight.tensor), use.run(drawn, zeros_like(use.bias))
+            start, result = shard_as(drawn, weight.tensor), use.run(in_place_of(weight, drawn), zeros_like(use.bias))
         else:
             result = use.run()
         y = output_of(result)

@@ -50,7 +50,6 @@ OPS = {
     "mm": lambda net, x: torch.mm(x, net.w),
     "Tensor.mm": lambda net, x: x.mm(net.w),
     "sparse.mm": lambda net, x: torch.sparse.mm(x.to_sparse(), net.w),
-    "conv_tbc": lambda net, x: torch.conv_tbc(x.reshape(6, -1, I), net.w[None].repeat(3, 1, 1), net.b, 1),
     "mm by keyword": lambda net, x: torch.mm(input=x, mat2=net.w),
     "addmm": lambda net, x: torch.addmm(net.b, x, net.w),
     "addmm with alpha": lambda net, x: torch.addmm(net.b, x, net.w, alpha=0.3),

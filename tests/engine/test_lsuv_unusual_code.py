@@ -223,6 +223,37 @@ def test_layers_with_computed_biases_are_no_blocks():
     assert "bias is computed by Half" in found["0"][1]
 
 
+def test_expanded_parameter_is_left_alone():
+    model, x = Taken(torch.randn(1, 32).expand(16, 32), lambda x, w: F.linear(x, w)), batch()
+    model.layer = nn.Linear(32, 4)
+    model.take = lambda x, w: model.layer(x) + F.linear(x, w).mean()
+    reason = "several of its values are one place in memory (an expanded tensor)"
+    assert rows(lsuv_(model, x)) == {"layer": SCALED, "w": ("left alone", reason)}
+
+
+# Gradients inside the forward
+
+
+@pytest.mark.parametrize("orthonormal", [True, False])
+def test_forward_that_adapts_its_weights_by_their_gradient_runs(orthonormal):
+    class Adapted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fast, self.head = nn.Linear(32, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            with torch.enable_grad():
+                loss = self.fast(x).square().mean()
+                weight, bias = torch.autograd.grad(loss, [self.fast.weight, self.fast.bias])
+            return self.head(F.linear(x, self.fast.weight - 0.1 * weight, self.fast.bias - 0.1 * bias))
+
+    model, x = Adapted(), batch()
+    found = rows(lsuv_(model, x, orthonormal=orthonormal, verify=False))
+    assert found["fast"] == SCALED
+    assert std(model.fast(x)) == ONE
+    assert all(p.grad is None for p in model.parameters())
+
+
 # Numbers at the end of their range
 
 
