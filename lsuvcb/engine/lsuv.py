@@ -128,7 +128,7 @@ def lsuv_(
             changes = changes_of(eye.solutions, eye.biases, values)
             settings = [Setting(w.block, eye.block_biases[w]) for w in eye.solutions if w.block is not None]
             commit(changes, settings, undo)
-            run.snapshot.accept(change.tensor for change in changes)
+            run.snapshot.accept()
             for block, _ in settings:
                 run.snapshot.renew(block.module)
             after = run.measure(plan) if verify else {}

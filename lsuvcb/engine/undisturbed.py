@@ -95,17 +95,25 @@ class Snapshot:
         """Take the values that the buffers and attributes of `module` have now for the ones to keep."""
         for buffer in module.buffers():
             if buffer in self._written:
-                self._written[buffer] = buffer.detach().clone()
+                self._keep(buffer)
         self._attributes.update((m, vars(m).copy()) for m in module.modules())
 
-    def accept(self, changed: Iterable[Tensor]) -> None:
-        """Keep the values that these tensors have now, wherever a buffer is one of them or a view of its memory."""
-        if not self._written:
-            return
-        memory = {t.untyped_storage().data_ptr() for t in changed}
-        for held in self._written:
-            if held.layout == torch.strided and held.untyped_storage().data_ptr() in memory:
-                self._written[held] = held.detach().clone()
+    def accept(self) -> None:
+        """The same of all buffers, one of which may share its memory with a weight: after a commit, before the next pass."""
+        for buffer in self._written:
+            if not self._is_as_kept(buffer):
+                self._keep(buffer)
+
+    def _keep(self, buffer: Tensor) -> None:
+        self._written[buffer] = buffer.detach().clone()
+        if buffer in self._versions:
+            self._versions[buffer] = buffer._version
+
+    def _is_as_kept(self, buffer: Tensor) -> bool:
+        """False where that cannot be told without waiting for a device."""
+        if buffer in self._versions:
+            return buffer._version == self._versions[buffer]
+        return _same(buffer, self._written[buffer])
 
     def hide_gradients(self) -> None:
         """Take the gradients off the parameters, where a forward's backward() would add to them, until `restore`."""
@@ -132,10 +140,7 @@ class Snapshot:
             for module, attributes in self._attributes.items():
                 _put_back(module, attributes)
         for buffer, value in self._written.items():
-            # copy_ bumps the version counter, so an unchanged buffer is left alone
-            if not (
-                _same(buffer, value) if buffer not in self._versions else buffer._version == self._versions[buffer]
-            ):
+            if not self._is_as_kept(buffer):  # copy_ bumps the version counter
                 buffer.copy_(value)
         for p, grad, requires_grad in self._grads:
             if p.grad is not grad:
