@@ -14,10 +14,18 @@ need_package("transformers")
 need_package("accelerate")
 import hf_trainer_run  # noqa: E402
 import transformers  # noqa: E402
+from accelerate.state import AcceleratorState  # noqa: E402
 
 from lsuvcb.integrations.transformers import LSUVCallback  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the packages' own deprecations
+
+
+@pytest.fixture(autouse=True)
+def accelerate_afresh():
+    """One process has one precision, which a run leaves behind."""
+    yield
+    AcceleratorState._reset_state(True)
 
 
 class Tokens(Dataset):
