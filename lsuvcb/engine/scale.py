@@ -153,9 +153,11 @@ class Scale(Follow):
         for source in use.others:
             if isinstance(source, Source):
                 self.settle_now(source.weight)
-        own = (use.key, use.bias_key)
-        use.args = [a if i in own else self._new_values(a) for i, a in enumerate(use.args)]
-        use.kwargs = {k: v if k in own else self._new_values(v) for k, v in use.kwargs.items()}
+        own = [(k, ops.get(use.args, use.kwargs, k)) for k in (use.key, use.bias_key) if k is not None]
+        use.args = [self._new_values(a) for a in use.args]
+        use.kwargs = {k: self._new_values(v) for k, v in use.kwargs.items()}
+        for key, value in own:
+            use.args, use.kwargs = ops.put(use.args, use.kwargs, key, value)
 
     def _look(self, use: Use, y: Tensor) -> Moments:
         found = moments(y, use.weight.pool(self.group))
@@ -247,7 +249,6 @@ class Scale(Follow):
 
     def read(self) -> dict[str, Values]:
         """The numbers of every solution, by the weight's name, read from each device once."""
-
         rows = read(
             {
                 s.weight.name: (s.found.mean, s.found.std, s.scale, s.shift, s.found.constant)

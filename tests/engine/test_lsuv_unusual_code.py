@@ -132,6 +132,31 @@ def test_weight_that_is_another_layers_input_is_taken_with_its_new_values(use, v
     assert std(model.values) == ONE
 
 
+def test_solved_weight_in_a_list_beside_learned_queries_is_scaled_once():
+    class Queried(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.queries, self.w, self.head = (
+                nn.Parameter(torch.randn(6, 32)),
+                nn.Parameter(torch.randn(32, 16)),
+                nn.Linear(16, 4),
+            )
+
+        def forward(self, x):
+            self.y = self.head(torch.einsum("bqi,io->bqo", [self.queries.expand(64, 6, 32), self.w]))
+            return x @ self.w, self.y
+
+    class Later(Queried):
+        def forward(self, x):
+            first = x @ self.w
+            return first, super().forward(x)[1]
+
+    model, x = Later(), batch(64, 32) * 3
+    lsuv_(model, x, orthonormal=False, verify=False)
+    assert std(model(x)[0]) == ONE
+    assert std(model.y) == ONE
+
+
 def test_memory_of_an_attention_is_taken_with_its_new_values():
     class Attended(nn.Module):
         def __init__(self):
@@ -139,16 +164,11 @@ def test_memory_of_an_attention_is_taken_with_its_new_values():
             self.memory, self.attention = nn.Parameter(torch.randn(8, 32)), nn.MultiheadAttention(32, 4)
 
         def forward(self, x):
-            y, _ = self.attention(self.memory, self.memory, self.memory)
-            return F.linear(x, self.memory) @ y
-
-    class First(Attended):
-        def forward(self, x):
             scores = F.linear(x, self.memory)
             self.y, _ = self.attention(self.memory, self.memory, self.memory)
             return scores @ self.y
 
-    model, x = First(), batch()
+    model, x = Attended(), batch()
     report = rows(lsuv_(model, x, verify=False))
     assert report["attention.out_proj"] == SCALED
     model(x)
