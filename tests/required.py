@@ -23,6 +23,7 @@ PACKAGES = {
     "lightning": "lightning",
     "nbformat": "nbformat",
     "nbs": "nbclient",
+    "optuna": "optuna",
     "timm": "timm",
     "torchmetrics": "torchmetrics",
     "transformers": "transformers",

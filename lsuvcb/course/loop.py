@@ -10,8 +10,9 @@ from typing import Any
 from ..loaders import DataLoaders
 from ..training.events import CANCEL, Callback, CancelFitException
 from ..training.learner import Learner
-from ..training.lsuv_callback import LSUVCallback, training_batch
+from ..training.lsuv_callback import LSUVCallback
 from ..training.rehearsal import rehearsal
+from ..training.training_batch import training_batch
 
 
 def run_cbs(cbs: Iterable[Callback], method_nm: str, learn: Any = None) -> None:

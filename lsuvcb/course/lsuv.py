@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.errors import LSUVError, NotConvergedWarning
-from ..engine.undisturbed import undisturbed
+from ..engine.keeping.undisturbed import undisturbed
 from ..training.hooks import Hook
 
 TOL = 1e-3

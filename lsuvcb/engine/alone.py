@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .blocks import Block, output_tensor
 from .follow import Elementwise, has_rows
+from .keeping.undisturbed import RNGState
 from .moments import Moments, Pool, moments, moments_of
 from .solve import Newton, Solved, Target, Try, out_of_reach, reach
-from .undisturbed import RNGState
 
 _SAMPLE = 1 << 15  # values that a Newton step looks at before the whole output is
 _PART = 1 << 22  # values that a step on the whole output makes a copy of at a time

@@ -22,4 +22,4 @@ class InputScaleWarning(LSUVWarning):
 
 
 class TrainedModelWarning(LSUVWarning):
-    """The model looks trained already, and the orthonormal step replaced its weights."""
+    """The model looks trained already, and the orthonormal step replaces its weights."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .eye import Eye, Use
-from .undisturbed import RNGState, tensors_in
+from .keeping.undisturbed import RNGState, tensors_in
 from .weights import Weight, Weights, tensors_of
 
 Activation = type[nn.Module] | nn.Module | Callable[..., Any]

@@ -26,12 +26,13 @@ from torch import nn
 from .account import layer_reports, no_layers, warn_if_missed
 from .commit import changes_of, commit
 from .errors import InputScaleWarning, TrainedModelWarning
+from .keeping.undisturbed import undisturbed
 from .measure import Look
 from .ranks import agree, group_of
 from .report import LayerSurvey, LSUVReport, Survey
 from .run import Forward, Runner, plan_of
-from .select import Selector, module_paths
-from .undisturbed import undisturbed
+from .select import Selector
+from .trained import sign_of_training
 from .undo import Setting, Undo
 from .weights import Weights
 
@@ -93,7 +94,8 @@ def lsuv_(
 
     Warns:
         InputScaleWarning: the batch's std is below 1/5 or above 5.
-        TrainedModelWarning: `orthonormal=True` on a model whose batch norms have counted batches.
+        TrainedModelWarning: `orthonormal=True` on a model that looks trained: batch norms that have counted batches, norms
+            whose scales differ, weights that a Hub class loaded.
 
     Side effects:
         The weights and biases that the report calls scaled, and nothing else: training flags, buffers, random
@@ -204,13 +206,10 @@ def _warn_of_input(run: Runner) -> None:
 
 
 def _warn_of_training(model: nn.Module) -> None:
-    for path, module in module_paths(model).items():
-        counter = module._buffers.get("num_batches_tracked")
-        if isinstance(counter, torch.Tensor) and counter.numel() == 1 and bool(counter > 0):
-            warnings.warn(
-                f"{path!r} ({type(module).__name__}) has counted {int(counter)} batches: this model looks trained, and "
-                "the orthonormal step replaces its weights. Use `orthonormal=False` to rescale the weights that it has.",
-                TrainedModelWarning,
-                stacklevel=3,
-            )
-            return
+    if sign := sign_of_training(model):
+        warnings.warn(
+            f"{sign}: this model looks trained, and the orthonormal step replaces its weights. Use `orthonormal=False` to "
+            "rescale the weights that it has.",
+            TrainedModelWarning,
+            stacklevel=3,
+        )

@@ -20,13 +20,13 @@ from .errors import LSUVError
 from .eye import Eye
 from .finite import count_non_finite
 from .follow import Activations
+from .keeping.undisturbed import Snapshot, devices_of, tensors_in, undisturbed
 from .measure import Measure
 from .moments import Moments, Pool, moments, over_ranks
 from .ranks import reshard
 from .scale import CONSTANT, Scale, Values
 from .select import Selector, all_modules, unwrap
 from .solve import Target
-from .undisturbed import Snapshot, devices_of, tensors_in, undisturbed
 from .weights import Weights, refuse
 
 Forward = Callable[[nn.Module, Any], Any]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.distributed import DistributedTrainer, rank_distrib
 from fastai.learner import CastToTensor, SkipToEpoch
+from torch import nn
 
-from ..engine.generators import rewound
-from ..engine.initialiser import Initialiser
-from ..engine.once import mark_done
-from ..engine.undisturbed import devices_of
-from .borrowed import as_before, in_train_mode
+from ..callback.initialiser import Initialiser
+from ..callback.past import note_trained
+from ..engine.keeping.attributes import attributes_kept, contents_kept, in_train_mode
+from ..engine.keeping.generators import rewound
+from ..engine.keeping.undisturbed import devices_of
 
 
 class LSUVCallback(Initialiser, Callback):
@@ -25,7 +25,7 @@ class LSUVCallback(Initialiser, Callback):
 
     Args:
         batch: use this batch, as `dls.train` would give it, instead of drawing one.
-        force: initialise again even if the model has been through an LSUVCallback before; not where `start_epoch` skips.
+        force: initialise also a model that was initialised or trained before; not where `start_epoch` skips.
 
     Attributes:
         report: the LSUVReport of the last run; None before.
@@ -40,10 +40,13 @@ class LSUVCallback(Initialiser, Callback):
 
     Side effects: the weights, see `lsuv_`. All else is as before: random generators, also those that the loader and its
     data set hold; the loader; the attributes of the model, with what lists, dicts, sets and tensors among them hold (the
-    hidden state of a language model). A second fit and another Learner around the same model are left alone.
+    hidden state of a language model). A second fit, another Learner around the same model, and weights that look trained
+    (`learn.load`, a pretrained body) are left alone, and one line says so. Until the first fit a hook on the model notes
+    that weights were loaded. `learn.validate`, `get_preds` and `summary`, which begin as a fit does, run nothing.
 
-    Caveats: before_batch of other callbacks (MixUp) is not called for this batch. Weights read by `learn.load` are trained, and
-    nothing tells: leave the callback out. What cannot be rewound loses the batch to LSUV; name a `batch=`.
+    Caveats: before_batch of other callbacks (MixUp) is not called for this batch. Weights of a net without norm layers that were
+    loaded before the Learner was made look like new ones: leave the callback out. What cannot be rewound loses the batch to
+    LSUV; name a `batch=`.
 
     Example:
         Learner(dls, model, cbs=[LSUVCallback()]).fit_one_cycle(3)
@@ -51,42 +54,47 @@ class LSUVCallback(Initialiser, Callback):
 
     order = max(MixedPrecision.order, DistributedTrainer.order) + 1
     run_valid = False
+    _only_train_loop = True  # fastai's word for what `learn.summary` takes off
+    _watch: Any = None
 
     def __init__(self, *, batch: Any = None, force: bool = False, **lsuv_args: Any) -> None:
         Initialiser.__init__(self, batch=batch, force=force, **lsuv_args)
 
+    def after_create(self) -> None:
+        self._watch = self.learn.model.register_load_state_dict_post_hook(_note_loaded)
+
     def before_fit(self) -> None:
+        learn, model, quiet = self.learn, self.learn.model, rank_distrib() > 0
+        if learn.lock.locked() or not learn.n_epoch:  # a validation, a prediction; a fit of no epochs
+            return
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+        resumes = any(isinstance(cb, SkipToEpoch) and cb._skip_to > 0 for cb in learn.cbs)
+        due = self.is_due(model, resumes=resumes, optimizer=learn.opt, quiet=quiet)
+        if resumes:
+            note_trained(model, "by a fit that was resumed")
+        if due:
+            self._initialise(quiet)
+
+    def _initialise(self, quiet: bool) -> None:
         learn, model = self.learn, self.learn.model
-        if any(isinstance(cb, SkipToEpoch) and cb._skip_to > 0 for cb in learn.cbs):
-            mark_done(model)
-            return
-        if not self.is_due(model):
-            return
         loader = learn.dls.train
         with (
             rewound(loader, devices_of(model)),
-            _as_it_was(learn),
-            _as_it_was(loader),
-            as_before(model),
+            attributes_kept(learn, loader),
+            contents_kept(model),
             in_train_mode(model),
         ):
             learn._split(learn._set_device(loader.one_batch() if self.batch is None else self.batch))
             for cast in [cb for cb in learn.cbs if isinstance(cb, CastToTensor)]:
                 cast.before_batch()
             with _autocast(learn):
-                self.initialise(model, learn.xb, quiet=rank_distrib() > 0)
-        mark_done(model)  # an attribute, which `as_before` took off
+                self.initialise(model, learn.xb, quiet=quiet)
 
 
-@contextmanager
-def _as_it_was(thing: Any) -> Iterator[None]:
-    """The attributes of a Learner or a loader are afterwards the objects from before."""
-    held = vars(thing).copy()
-    try:
-        yield
-    finally:
-        vars(thing).clear()
-        vars(thing).update(held)
+def _note_loaded(model: nn.Module, incompatible_keys: Any) -> None:
+    note_trained(model, "its weights were loaded")
 
 
 def _autocast(learn: Any) -> Any:

@@ -8,17 +8,18 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..engine.drawn import drawn_here
+from ..callback.initialiser import Initialiser
+from ..callback.loader_batch import drawn_here
+from ..callback.past import note_trained
 from ..engine.errors import LSUVError
-from ..engine.generators import rewound
-from ..engine.initialiser import Initialiser
-from ..engine.once import mark_done
+from ..engine.keeping.attributes import contents_kept
+from ..engine.keeping.generators import rewound
+from ..engine.keeping.undisturbed import devices_of
 from ..engine.ranks import group_of_all
-from ..engine.undisturbed import devices_of
-from .borrowed import as_before
 
 
 class LSUVCallback(Initialiser, Callback):
@@ -28,7 +29,7 @@ class LSUVCallback(Initialiser, Callback):
 
     Args:
         batch: use this batch, as the training loader would give it, instead of drawing one.
-        force: initialise again even if the module has been through an LSUVCallback before; not in a fit that resumes.
+        force: initialise also a module that was initialised or trained before; not in a fit that resumes.
 
     Attributes:
         report: the LSUVReport of the last run; None before.
@@ -43,49 +44,76 @@ class LSUVCallback(Initialiser, Callback):
     `self.log_dict` switched off. `forward=` replaces it and is called as forward(module, batch), under the same precision.
     Moments are summed over all ranks of the trainer.
 
+    A trial comes after: where a tuner is among the callbacks (LearningRateFinder, BatchSizeFinder; `Tuner` adds one), the
+    module is initialised at on_fit_start, before the tuner saves what it will put back.
+
     Side effects: the weights, see `lsuv_`. All else is as before: random generators, also those that the loader, its samplers
     and its data set hold; the attributes of the module and its submodules, with what lists, dicts, sets and tensors among
-    them hold (outputs that a step collects, the state of torchmetrics). A fit that resumes (`ckpt_path=`), and a
-    second fit of the same module are left alone.
+    them hold (outputs that a step collects, the state of torchmetrics). A fit that resumes (`ckpt_path=`), a second fit of
+    the same module, and weights that look trained are left alone, and one line says so.
 
     Caveats: what `training_step` writes elsewhere (to a logger, to disk) is written, once for each of three passes
-    (`verify=False`: one). A module from `load_from_checkpoint` is trained, and nothing tells: leave the callback out. What
-    cannot be rewound loses the batch to LSUV: a one-shot iterator, an IterableDataset that keeps its place; name a `batch=`.
+    (`verify=False`: one). A module from `load_from_checkpoint` without norm layers looks like a new one: leave the callback
+    out. Processes that a strategy spawns (ddp_spawn, ddp_notebook) note on their own copies of the module that it is done.
+    What cannot be rewound loses the batch to LSUV: a one-shot iterator, an IterableDataset that keeps its place; name a
+    `batch=`.
 
     Example:
         Trainer(max_epochs=3, callbacks=[LSUVCallback()]).fit(module, loader)
     """
 
-    _resumed = False
+    _asked = False  # in this fit
+    _callbacks: list[Callback] | None = None  # the trainer's own order
+
+    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
+        self._asked = False
+        if stage == "fit" and _has_tuner(trainer):
+            ours = [cb for cb in trainer.callbacks if isinstance(cb, LSUVCallback)]
+            if ours[0] is self:  # Lightning sorts its tuners to the front
+                self._callbacks = trainer.callbacks
+                trainer.callbacks = [*ours, *(cb for cb in trainer.callbacks if cb not in ours)]
+
+    def on_fit_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        if _has_tuner(trainer):
+            trainer.fit_loop.setup_data()
+            self._run_once(trainer, pl_module)
+        if self._callbacks is not None:
+            trainer.callbacks, self._callbacks = self._callbacks, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        resumes, self._resumed = trainer.ckpt_path is not None or self._resumed, False
-        if resumes:
-            mark_done(pl_module)
-        if resumes or not self.is_due(pl_module):
+        self._run_once(trainer, pl_module)
+
+    def _run_once(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._asked:
             return
-        if not pl_module.automatic_optimization and self.lsuv_args.get("forward") is None:
+        self._asked = True
+        resumes = trainer.ckpt_path is not None
+        due = self.is_due(module, resumes=resumes, quiet=not trainer.is_global_zero)
+        if resumes:
+            note_trained(module, "by a fit that was resumed")
+        if due:
+            self._initialise(trainer, module)
+
+    def _initialise(self, trainer: Trainer, module: LightningModule) -> None:
+        if not module.automatic_optimization and self.lsuv_args.get("forward") is None:
             raise LSUVError(
-                f"{type(pl_module).__name__} has manual optimization: its training_step would step the optimizers. Say how to "
+                f"{type(module).__name__} has manual optimization: its training_step would step the optimizers. Say how to "
                 "run it instead: LSUVCallback(forward=lambda module, batch: module(batch[0])). No weight was changed."
             )
-        with rewound(trainer.train_dataloader, devices_of(pl_module)), as_before(pl_module), _without_log(pl_module):
+        with rewound(trainer.train_dataloader, devices_of(module)), contents_kept(module), _without_log(module):
             drawn = _first(trainer.train_dataloader) if self.batch is None else self.batch
             with trainer.precision_plugin.train_step_context():
                 self.initialise(
-                    pl_module,
-                    _prepared(trainer, pl_module, drawn),
+                    module,
+                    _prepared(trainer, module, drawn),
                     quiet=not trainer.is_global_zero,
                     forward=_training_step,
-                    group=group_of_all(pl_module, trainer.world_size),
+                    group=group_of_all(module, trainer.world_size),
                 )
-        mark_done(pl_module)  # an attribute, which `as_before` took off
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"initialised": True}  # Lightning gives it back where a fit resumes
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = True
+def _has_tuner(trainer: Any) -> bool:
+    return any(isinstance(cb, (LearningRateFinder, BatchSizeFinder)) for cb in trainer.callbacks)
 
 
 def _training_step(module: LightningModule, batch: Any) -> Any:

@@ -8,25 +8,25 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..engine.drawn import drawn_here
-from ..engine.generators import rewound
-from ..engine.initialiser import Initialiser
-from ..engine.once import mark_done
+from ..callback.initialiser import Initialiser
+from ..callback.loader_batch import drawn_here
+from ..callback.past import note_trained
+from ..engine.keeping.attributes import in_train_mode
+from ..engine.keeping.generators import rewound
+from ..engine.keeping.undisturbed import devices_of
 from ..engine.ranks import group_of_all
-from ..engine.undisturbed import devices_of
-from .borrowed import in_train_mode
 
 
 class LSUVCallback(Initialiser, TrainerCallback):
     """Initialises the model with LSUV on one training batch, once, and prints one line. Runs at on_train_begin.
 
-    For models that begin from a config. A pretrained model's weights would be replaced like any others.
+    For models that begin from a config; one that `from_pretrained` loaded is left alone.
 
     See `lsuv_` for the arguments, all by keyword. Two more:
 
     Args:
         batch: use this batch, as the training loader would give it, instead of drawing one.
-        force: initialise again even if the model has been through an LSUVCallback before; not in a run that resumes.
+        force: initialise also a model that was initialised or trained before; not in a run that resumes.
 
     Attributes:
         report: the LSUVReport of the last run; None before.
@@ -40,10 +40,13 @@ class LSUVCallback(Initialiser, TrainerCallback):
     summed over all ranks of the Trainer.
 
     Side effects: the weights, see `lsuv_`. All else is as before, random generators included, also those that the loader,
-    its samplers and its data set hold. A run that resumes from a checkpoint, and a second run of the same model are left alone.
+    its samplers and its data set hold. A run that resumes from a checkpoint, a second run of the same model, and weights that
+    look trained are left alone, and one line says so. In a search (`hyperparameter_search`, `model_init=`) each trial has a model
+    of its own, which is initialised; a smaller batch tried by `auto_find_batch_size` finds the model as the first try made it.
 
-    Caveats: the Trainer's own compute_loss is not called: a model that needs it wants a `forward=`. What cannot be rewound
-    loses the batch to LSUV: an IterableDataset that keeps its place; name a `batch=`.
+    Caveats: weights of a model without norm layers that `load_state_dict` read look like new ones. The Trainer's own
+    compute_loss is not called: a model that needs it wants a `forward=`. What cannot be rewound loses the batch to LSUV: an
+    IterableDataset that keeps its place; name a `batch=`.
 
     Example:
         Trainer(model=AutoModelForCausalLM.from_config(config), train_dataset=data, callbacks=[LSUVCallback()]).train()
@@ -56,13 +59,15 @@ class LSUVCallback(Initialiser, TrainerCallback):
         control: TrainerControl,
         model: nn.Module | None = None,
         train_dataloader: Any = None,
+        optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
         assert model is not None
-        if state.global_step > 0:  # it resumes
-            mark_done(model)
-            return
-        if not self.is_due(model):
+        resumes, quiet = state.global_step > 0, not state.is_world_process_zero
+        due = self.is_due(model, resumes=resumes, optimizer=optimizer, quiet=quiet)
+        if resumes:
+            note_trained(model, "by a run that was resumed")
+        if not due:
             return
         loader = getattr(
             train_dataloader, "base_dataloader", train_dataloader
@@ -71,7 +76,7 @@ class LSUVCallback(Initialiser, TrainerCallback):
             drawn = _first(loader) if self.batch is None else self.batch
             batch = pytree.tree_map_only(Tensor, lambda t: t.to(args.device), _plain(drawn))
             group = group_of_all(model, args.world_size)
-            self.initialise(model, batch, quiet=not state.is_world_process_zero, group=group)
+            self.initialise(model, batch, quiet=quiet, group=group)
 
 
 def _first(loader: Any) -> Any:

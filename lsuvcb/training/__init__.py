@@ -2,6 +2,7 @@
 
 In this order callbacks run, whatever the order in which they are listed:
 
+    -30  ResumeCB, which `fit(resume=)` adds
     -20  TrainCB
     -10  DeviceCB
      -9  BatchTransformCB
@@ -26,7 +27,6 @@ from .callbacks import BatchTransformCB as BatchTransformCB
 from .callbacks import DeviceCB as DeviceCB
 from .callbacks import SingleBatchCB as SingleBatchCB
 from .callbacks import TrainCB as TrainCB
-from .checkpoint import CheckpointCB as CheckpointCB
 from .events import Callback as Callback
 from .events import CancelBatchException as CancelBatchException
 from .events import CancelEpochException as CancelEpochException
@@ -41,12 +41,13 @@ from .metrics import MetricsCB as MetricsCB
 from .precision import GradientClipCB as GradientClipCB
 from .precision import MixedPrecisionCB as MixedPrecisionCB
 from .progress import ProgressCB as ProgressCB
+from .saving.checkpoint import CheckpointCB as CheckpointCB
+from .saving.files import CheckpointError as CheckpointError
+from .saving.files import CheckpointWarning as CheckpointWarning
 from .schedule import BaseSchedCB as BaseSchedCB
 from .schedule import BatchSchedCB as BatchSchedCB
 from .schedule import EpochSchedCB as EpochSchedCB
 from .schedule import HasLearnCB as HasLearnCB
 from .schedule import RecorderCB as RecorderCB
-from .state import CheckpointError as CheckpointError
-from .state import CheckpointWarning as CheckpointWarning
 from .train_learner import MomentumLearner as MomentumLearner
 from .train_learner import TrainLearner as TrainLearner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -11,10 +11,8 @@ from torch.utils.data import DataLoader
 from ..loaders import DataLoaders, TensorLoader
 from .callbacks import DeviceCB
 from .events import Callback
+from .loop import Loop
 from .precision import MixedPrecisionCB
-
-if TYPE_CHECKING:
-    from .learner import Learner
 
 
 class AcceleratorCB(Callback):
@@ -49,7 +47,7 @@ class AcceleratorCB(Callback):
         self.accelerator, self.kwargs = accelerator, kwargs
         self._inner: tuple[torch.nn.Module, dict[str, Any]] | None = None
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         if any(isinstance(cb, MixedPrecisionCB) for cb in learn.cbs):
             raise ValueError('use AcceleratorCB(mixed_precision="bf16") instead of a MixedPrecisionCB beside it.')
         if self.accelerator is None:
@@ -81,10 +79,10 @@ class AcceleratorCB(Callback):
             return values
         return acc.gather_for_metrics(values) if samples else acc.gather(values)
 
-    def after_backward(self, learn: Learner) -> None:
+    def after_backward(self, learn: Loop) -> None:
         self.accelerator.unscale_gradients()
 
-    def cleanup_fit(self, learn: Learner) -> None:
+    def cleanup_fit(self, learn: Loop) -> None:
         if self._inner is None:
             return
         self.accelerator.free_memory()

@@ -13,12 +13,12 @@ from torch.utils import _pytree as pytree
 from ..engine.moments import flat, moments
 from ..engine.select import Selector, select_modules
 from .hooks import Hook, HooksCallback
+from .loop import Loop
 from .thinned import Thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .learner import Learner
 
 BINS, LIMIT = 40, 10.0  # the histogram is of |x|, over 0 to LIMIT; what is larger counts in the last bin
 SAMPLE = 1 << 13  # values that a histogram is made from: a share is then within about 1 % of the layer's own
@@ -191,7 +191,7 @@ class ActivationStats(HooksCallback):
         found = select_modules(model, self.layers)
         return {k: m for k, m in found.items() if not any(m.children())} if self.layers is None else found
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         super().before_fit(learn)
         self._step = 0
         for hook in self.hooks:
@@ -201,7 +201,7 @@ class ActivationStats(HooksCallback):
         if self._step % self.every == 0:
             hook.stats.record(self._step, output)  # type: ignore[attr-defined]
 
-    def cleanup_batch(self, learn: Learner) -> None:
+    def cleanup_batch(self, learn: Loop) -> None:
         self._step += self.watches(learn)
 
     # Pictures: each draws a new pyplot figure, `plt.gcf()`, and returns nothing, so that a notebook shows it once

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .devices import default_device, to_device
 from .events import Callback, CancelFitException
-
-if TYPE_CHECKING:
-    from .learner import Learner
+from .loop import Loop
 
 
 class TrainCB(Callback):
@@ -32,19 +30,19 @@ class TrainCB(Callback):
             raise ValueError(f"`n_inp` must be an integer >= 1, got {n_inp!r}.")
         self.n_inp = n_inp
 
-    def predict(self, learn: Learner) -> None:
+    def predict(self, learn: Loop) -> None:
         learn.preds = learn.model(*learn.batch[: self.n_inp])
 
-    def get_loss(self, learn: Learner) -> None:
+    def get_loss(self, learn: Loop) -> None:
         learn.loss = learn.loss_func(learn.preds, *learn.batch[self.n_inp :])
 
-    def backward(self, learn: Learner) -> None:
+    def backward(self, learn: Loop) -> None:
         learn.loss.backward()
 
-    def step(self, learn: Learner) -> None:
+    def step(self, learn: Loop) -> None:
         learn.opt.step()
 
-    def zero_grad(self, learn: Learner) -> None:
+    def zero_grad(self, learn: Loop) -> None:
         learn.opt.zero_grad()
 
 
@@ -60,11 +58,11 @@ class DeviceCB(Callback):
     def __init__(self, device: torch.device | str | None = None) -> None:
         self.device = default_device() if device is None else torch.device(device)
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         if hasattr(learn.model, "to"):
             learn.model.to(self.device)
 
-    def before_batch(self, learn: Learner) -> None:
+    def before_batch(self, learn: Loop) -> None:
         learn.batch = to_device(learn.batch, self.device)
 
 
@@ -89,7 +87,7 @@ class BatchTransformCB(Callback):
             raise ValueError("BatchTransformCB(on_train=False, on_val=False) would do nothing; set one of them.")
         self.tfm, self.on_train, self.on_val = tfm, on_train, on_val
 
-    def before_batch(self, learn: Learner) -> None:
+    def before_batch(self, learn: Loop) -> None:
         if self.on_train if learn.training else self.on_val:
             learn.batch = self.tfm(learn.batch)
 
@@ -99,5 +97,5 @@ class SingleBatchCB(Callback):
 
     order = 100
 
-    def after_batch(self, learn: Learner) -> None:
+    def after_batch(self, learn: Loop) -> None:
         raise CancelFitException

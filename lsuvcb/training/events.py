@@ -6,17 +6,17 @@ import inspect
 import reprlib
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-if TYPE_CHECKING:
-    from .learner import Learner
-
-Handler = Callable[["Learner"], Any]
+Handler = Callable[[Any], Any]  # called with the learner
 
 STEPS = ("predict", "get_loss", "backward", "step", "zero_grad")
+BATCH_EVENTS = (
+    "before_batch", "after_predict", "after_loss", "after_backward", "after_step", "after_batch", "cleanup_batch",
+)  # fmt: skip
 EVENTS = (
-    *(f"{when}_{stage}" for stage in ("fit", "epoch", "batch") for when in ("before", "after", "cleanup")),
-    *("after_predict", "after_loss", "after_backward", "after_step"),
+    *(f"{when}_{stage}" for stage in ("fit", "epoch") for when in ("before", "after", "cleanup")),
+    *BATCH_EVENTS,
 )
 
 

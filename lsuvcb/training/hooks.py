@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 from torch import nn
 
 from ..engine.errors import LSUVWarning
 from ..engine.select import Selector, select_modules, unwrap
 from .events import Callback
-
-if TYPE_CHECKING:
-    from .learner import Learner
+from .loop import Loop
 
 HookFunc = Callable[["Hook", nn.Module, tuple[Any, ...], Any], Any]
 
@@ -172,11 +170,11 @@ class HooksCallback(Callback):
         """The modules to be watched, by dotted path."""
         return select_modules(model, self.layers)
 
-    def watches(self, learn: Learner) -> bool:
+    def watches(self, learn: Loop) -> bool:
         """Is this a batch to look at?"""
         return self.on_train if learn.training else self.on_valid
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         self.hooks.remove_all()
         modules = self.select(learn.model)
         if not modules:
@@ -192,7 +190,7 @@ class HooksCallback(Callback):
 
         self.hooks = Hooks(modules, look)
 
-    def after_fit(self, learn: Learner) -> None:
+    def after_fit(self, learn: Loop) -> None:
         idle = [hook for hook in self.hooks if not hook.calls]
         if idle and learn.n_epochs:
             names = ", ".join(f"{hook.name!r} ({hook.kind})" for hook in idle[:6]) + (", ..." if len(idle) > 6 else "")
@@ -202,7 +200,7 @@ class HooksCallback(Callback):
                 f"{names}. The model does not call them as modules, or runs compiled; choose others with `layers=`.",
             )
 
-    def cleanup_fit(self, learn: Learner) -> None:
+    def cleanup_fit(self, learn: Loop) -> None:
         self.hooks.remove_all()
 
     def _warn(self, what: str, message: str) -> None:

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..engine.generators import rewound
-from ..engine.undisturbed import Snapshot, devices_of
+from ..engine.keeping.generators import rewound
+from ..engine.keeping.undisturbed import Snapshot, devices_of
 from .events import Callback, CancelEpochException, CancelFitException
+from .loop import Loop
 from .progress import in_notebook
 from .rehearsal import rehearsal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from .learner import Learner
 
 
 class LRFinderCB(Callback):
@@ -46,7 +45,7 @@ class LRFinderCB(Callback):
         self.losses: list[float] = []
         self._restore: ExitStack | None = None
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         self.lrs, self.losses = [], []
         self._restore = ExitStack()
         self._restore.enter_context(rewound(learn.dls.train, devices_of(learn.model)))
@@ -56,7 +55,7 @@ class LRFinderCB(Callback):
         self._restore.callback(snapshot.restore)
         self._restore.callback(_put_back, weights)
 
-    def after_batch(self, learn: Learner) -> None:
+    def after_batch(self, learn: Loop) -> None:
         if not learn.training:
             raise CancelEpochException
         loss = learn.gather(learn.loss.detach().mean().view(1)).mean().item()  # the same on all processes
@@ -67,7 +66,7 @@ class LRFinderCB(Callback):
         for group in learn.opt.param_groups:
             group["lr"] *= self.gamma
 
-    def cleanup_fit(self, learn: Learner) -> None:
+    def cleanup_fit(self, learn: Loop) -> None:
         if self._restore is not None:
             self._restore.close()
             self._restore = None
@@ -111,7 +110,7 @@ def suggest(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def lr_find(
-    learn: Learner,
+    learn: Loop,
     gamma: float = 1.3,
     max_mult: float = 3,
     start_lr: float = 1e-5,
@@ -138,7 +137,7 @@ def lr_find(
     finder = LRFinderCB(gamma, max_mult)
     with rehearsal(learn):
         learn.fit(max_epochs, valid=False, cbs=finder, lr=start_lr)
-    learn.lr_finder = finder
+    vars(learn)["lr_finder"] = finder
     if in_notebook() if plot is None else plot:
         finder.plot()
     return finder.suggestion

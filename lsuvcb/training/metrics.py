@@ -10,15 +10,13 @@ import importlib
 import warnings
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils import _pytree as pytree
 
 from .events import Callback
-
-if TYPE_CHECKING:
-    from .learner import Learner
+from .loop import Loop
 
 
 @runtime_checkable
@@ -123,7 +121,7 @@ class MetricsCB(Callback):
     def all_metrics(self) -> dict[str, Any]:
         return {**self.metrics, "loss": self.loss}
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         learn.metrics = self
         device = model_device(learn.model)
         if device is not None:
@@ -131,18 +129,18 @@ class MetricsCB(Callback):
                 if hasattr(metric, "to"):
                     metric.to(device)
 
-    def before_epoch(self, learn: Learner) -> None:
+    def before_epoch(self, learn: Loop) -> None:
         for metric in self.all_metrics.values():
             metric.reset()
 
-    def after_batch(self, learn: Learner) -> None:
+    def after_batch(self, learn: Loop) -> None:
         self.loss.update(learn.loss, weight=batch_size(learn.batch))
         if self.metrics:
             preds, *targets = learn.gather((_detached(learn.preds), *learn.yb), samples=True)
             for metric in self.metrics.values():
                 metric.update(preds, *targets)
 
-    def after_epoch(self, learn: Learner) -> None:
+    def after_epoch(self, learn: Loop) -> None:
         row: dict[str, Any] = {name: _number(metric.compute()) for name, metric in self.metrics.items()}
         row["loss"] = self.loss.compute(learn.gather)
         row |= {"epoch": learn.epoch, "train": "train" if learn.training else "eval"}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .callbacks import DeviceCB
 from .events import Callback
+from .loop import Loop
 from .metrics import model_device
 from .train_learner import MomentumLearner
-
-if TYPE_CHECKING:
-    from .learner import Learner
 
 
 class MixedPrecisionCB(Callback):
@@ -42,7 +40,7 @@ class MixedPrecisionCB(Callback):
         self.scaler: torch.amp.GradScaler | None = None
         self._unscaled = False
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         kind = (model_device(learn.model) or torch.device("cpu")).type
 
         def cast(step: Callable[[], Any]) -> Callable[[], Any]:
@@ -63,7 +61,7 @@ class MixedPrecisionCB(Callback):
             self.scaler = torch.amp.GradScaler(kind)
             learn.for_this_fit(backward=self._scaled(learn, learn.backward), step=self._step(learn))
 
-    def _scaled(self, learn: Learner, backward: Callable[[], Any]) -> Callable[[], None]:
+    def _scaled(self, learn: Loop, backward: Callable[[], Any]) -> Callable[[], None]:
         def run() -> None:
             assert self.scaler is not None
             if self._unscaled:  # the last batch was cancelled before its step: its gradients stay, scaled like the next
@@ -80,7 +78,7 @@ class MixedPrecisionCB(Callback):
 
         return run
 
-    def _step(self, learn: Learner) -> Callable[[], None]:
+    def _step(self, learn: Loop) -> Callable[[], None]:
         def run() -> None:
             assert self.scaler is not None
             self.scaler.step(learn.opt)
@@ -89,7 +87,7 @@ class MixedPrecisionCB(Callback):
 
         return run
 
-    def after_backward(self, learn: Learner) -> None:
+    def after_backward(self, learn: Loop) -> None:
         if self.scaler is not None:
             self.scaler.unscale_(learn.opt)
             self._unscaled = True
@@ -124,7 +122,7 @@ class GradientClipCB(Callback):
         self.max_norm, self.max_value = max_norm, max_value
         self.norm: torch.Tensor | None = None
 
-    def after_backward(self, learn: Learner) -> None:
+    def after_backward(self, learn: Loop) -> None:
         parameters = learn.model.parameters()
         if self.max_norm is not None:
             self.norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)

@@ -10,17 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from html import escape
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .batches import length
 from .events import Callback
+from .loop import Loop
 from .metrics import MeanLoss, MetricsCB, as_text, batch_size
 from .thinned import Thinned
-
-if TYPE_CHECKING:
-    from .learner import Learner
 
 REFRESH = 0.25  # seconds between two looks at the loss, each of which waits for the device
 REDRAW = 2.0  # seconds between two drawings of the curve
@@ -176,7 +174,7 @@ class ProgressCB(Callback):
     def __init__(self, plot: bool = False) -> None:
         self.plot = plot
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         if not learn.is_main:
             return
         self._view = _best_view()
@@ -196,14 +194,14 @@ class ProgressCB(Callback):
         if self._view is not None:
             self._view.row(as_text(row))
 
-    def before_epoch(self, learn: Learner) -> None:
+    def before_epoch(self, learn: Loop) -> None:
         if self._view is None:
             return
         self._started, self._looked = time.perf_counter(), 0.0
         self._total = length(learn.dl)
         self._valid_loss.reset()
 
-    def after_batch(self, learn: Learner) -> None:
+    def after_batch(self, learn: Loop) -> None:
         if self._view is None or not self._live:
             return
         now = time.perf_counter()
@@ -219,7 +217,7 @@ class ProgressCB(Callback):
             if self._curves and now - self._drawn >= REDRAW:
                 self._draw()
 
-    def after_epoch(self, learn: Learner) -> None:
+    def after_epoch(self, learn: Loop) -> None:
         if self._view is not None and self._curves:
             if not learn.training:
                 self._valid[0].append(self._steps)
@@ -235,11 +233,11 @@ class ProgressCB(Callback):
         self._points = {x: known[x] for x, _ in self._train}
         self._view.draw({"train": (list(self._points), list(self._points.values())), "valid": self._valid})
 
-    def cleanup_epoch(self, learn: Learner) -> None:
+    def cleanup_epoch(self, learn: Loop) -> None:
         if self._view is not None:
             self._view.end_bar()
 
-    def cleanup_fit(self, learn: Learner) -> None:
+    def cleanup_fit(self, learn: Loop) -> None:
         if self._logs_here is not None:
             vars(self._logs_here).pop("_log", None)
         if self._view is not None:

@@ -9,24 +9,23 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .events import Callback
+from .loop import Loop
 from .metrics import MetricsCB
 from .thinned import Thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .learner import Learner
-
 
 class HasLearnCB(Callback):
     """Keeps the learner as `self.learn` during a fit, for methods that are not events. Runs at before_fit and cleanup_fit."""
 
-    learn: Learner | None = None
+    learn: Loop | None = None
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         self.learn = learn
 
-    def cleanup_fit(self, learn: Learner) -> None:
+    def cleanup_fit(self, learn: Loop) -> None:
         self.learn = None
 
 
@@ -54,7 +53,7 @@ class BaseSchedCB(Callback):
             )
         self.sched = sched
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         self.schedo = self.sched(learn.opt) if learn.do_train else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,7 +66,7 @@ class BaseSchedCB(Callback):
 class BatchSchedCB(BaseSchedCB):
     """Steps a scheduler after each training batch. Runs at before_fit and after_batch."""
 
-    def after_batch(self, learn: Learner) -> None:
+    def after_batch(self, learn: Loop) -> None:
         if learn.training:
             self.schedo.step()
 
@@ -82,12 +81,12 @@ class EpochSchedCB(BaseSchedCB):
         ValueError: a ReduceLROnPlateau without a MetricsCB.
     """
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         super().before_fit(learn)
         if isinstance(self.schedo, ReduceLROnPlateau) and not any(isinstance(cb, MetricsCB) for cb in learn.cbs):
             raise ValueError("ReduceLROnPlateau looks at the loss of each epoch: add MetricsCB() to the callbacks.")
 
-    def after_epoch(self, learn: Learner) -> None:
+    def after_epoch(self, learn: Loop) -> None:
         if isinstance(self.schedo, ReduceLROnPlateau):
             if not learn.training or not learn.do_valid:
                 self.schedo.step(learn.history[-1]["loss"])
@@ -139,11 +138,11 @@ class RecorderCB(HasLearnCB):
         self._rows: Thinned[tuple[int, list[Any]]] = Thinned(10_000)
         self._step = 0
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         super().before_fit(learn)
         self._start()
 
-    def after_batch(self, learn: Learner) -> None:
+    def after_batch(self, learn: Loop) -> None:
         if not learn.training:
             return
         if self._rows.due():

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lsuvcb.engine import lsuv_, survey
-from lsuvcb.engine.undisturbed import RNGState, Snapshot, tensors_in
-from lsuvcb.engine.undisturbed import undisturbed as library_s
+from lsuvcb.engine.keeping.undisturbed import RNGState, Snapshot, tensors_in
+from lsuvcb.engine.keeping.undisturbed import undisturbed as library_s
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(5))
 

@@ -186,3 +186,126 @@ def test_failure_leaves_the_learner_as_it_was():
         fit(learn)
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
     assert (learn.model.calls, float(learn.model.hidden)) == ([], 0)
+
+
+# Once, before the first real step; what is not done is said
+
+
+class Normed(Net):
+    def __init__(self):
+        super().__init__()
+        self.layers[1] = nn.Sequential(nn.LayerNorm(32), nn.ReLU())
+
+
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture
+def said(capsys):
+    return lambda: [line for line in capsys.readouterr().out.splitlines() if line.startswith("LSUV")]
+
+
+def find(learn):
+    import fastai.callback.schedule  # noqa: F401 - adds lr_find to the Learner
+
+    torch.manual_seed(5)
+    with learn.no_bar(), learn.no_logging():
+        return learn.lr_find(num_it=20, show_plot=False)
+
+
+def test_trial_initialises_and_the_fit_behind_it_starts_there(said, tmp_path):
+    cb = LSUVCallback()
+    learn, _ = learner(cb, lr=0.0)
+    learn.path = tmp_path
+    find(learn)
+    assert cb.report.converged
+    found = weights(learn.model)
+    fit(learn)
+    assert same(found, weights(learn.model))
+    assert [line[:16] for line in said()] == ["LSUV: 3 of 3 lay", "LSUV: left alone"]
+
+
+@pytest.mark.parametrize("with_opt", [True, False])
+@pytest.mark.parametrize("kind", [Net, Normed])
+def test_loaded_weights_are_left_alone(kind, with_opt, said, tmp_path):
+    learn, _ = learner(model=kind())
+    learn.path = tmp_path
+    fit(learn)
+    learn.save("trained", with_opt=with_opt)
+    cb = LSUVCallback()
+    again, _ = learner(cb, model=kind(), lr=0.0)
+    again.path = tmp_path
+    again.load("trained", with_opt=with_opt)
+    before = weights(again.model)
+    fit(again)
+    assert same(before, weights(again.model))
+    assert cb.report is None
+    assert said()[0].startswith("LSUV: left alone: this model is trained, it seems (its weights were loaded)")
+    assert not again.model._load_state_dict_post_hooks
+
+
+def test_state_dict_of_a_net_with_norms_is_left_alone(said):
+    trained, _ = learner(model=Normed())
+    fit(trained, 3)
+    model = Normed()
+    model.load_state_dict(trained.model.state_dict())
+    before = weights(model)
+    fit(learner(LSUVCallback(), model=model, lr=0.0)[0])
+    assert same(before, weights(model))
+    assert "'layers.1.0' (LayerNorm) has scales that differ" in said()[0]
+
+
+def test_fit_that_went_before_without_the_callback_is_seen_by_its_optimizer(said):
+    learn, _ = learner()
+    fit(learn)
+    before = weights(learn.model)
+    fit(learn, cbs=LSUVCallback(), lr=0.0)
+    assert same(before, weights(learn.model))
+    assert "its optimizer has taken steps" in said()[0]
+
+
+def test_second_fit_other_arguments_and_a_resumed_fit_are_left_alone_in_one_line_each(said):
+    cb = LSUVCallback()
+    learn, _ = learner(cb)
+    fit(learn)
+    fit(learn)
+    other = LSUVCallback(std=0.5)
+    fit(learner(other, model=learn.model)[0])
+    first, second, third = said()
+    assert first.startswith("LSUV: 3 of 3 layers")
+    assert second.startswith("LSUV: left alone: LSUVCallback() initialised this model, whose weights were trained")
+    assert third.endswith("LSUVCallback(force=True, std=0.5) does it anew.")
+    resumed, _ = learner(LSUVCallback(force=True))
+    fit(resumed, 2, start_epoch=1)
+    assert said() == [
+        "LSUV: left alone: this run resumes from a checkpoint, whose weights are trained; begin a run without one to initialise."
+    ]
+
+
+def test_two_callbacks_for_different_layers_both_run(said):
+    hidden, head = LSUVCallback(layers=["layers.0", "layers.3"]), LSUVCallback(layers=["layers.5"], std=0.1)
+    learn, _ = learner(hidden, head)
+    fit(learn)
+    scaled = [[row.name for row in cb.report.layers if row.status == "scaled"] for cb in (hidden, head)]
+    assert scaled == [["layers.0", "layers.3"], ["layers.5"]]
+    assert len(said()) == 2
+
+
+@pytest.mark.parametrize("what", ["validate", "get_preds", "summary"])
+def test_validation_and_prediction_run_nothing(what, said):
+    import fastai.callback.hook  # noqa: F401 - adds summary to the Learner
+
+    cb = LSUVCallback()
+    learn, _ = learner(cb)
+    before = weights(learn.model)
+    with learn.no_bar(), learn.no_logging():
+        getattr(learn, what)()
+    assert same(before, weights(learn.model))
+    assert (cb.report, said()) == (None, [])
+    fit(learn)
+    assert cb.report.converged

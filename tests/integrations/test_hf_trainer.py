@@ -158,3 +158,117 @@ def test_ranks_hold_equal_weights_for_the_batch_of_both(tmp_path):
     for name, values in alone.state_dict().items():
         assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name])
         assert torch.allclose(ranks[0]["weights"][name], values, rtol=1e-4, atol=1e-6)
+
+
+# Once, before the first real step; what is not done is said
+
+
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture
+def said(capsys):
+    return lambda: [line for line in capsys.readouterr().out.splitlines() if line.startswith("LSUV")]
+
+
+def test_each_trial_of_a_search_has_a_model_that_is_initialised(said, tmp_path):
+    need_package("optuna")
+    cb, data = LSUVCallback(), Tokens()
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=16, seed=3, use_cpu=True, report_to=[],
+        disable_tqdm=True, save_strategy="no", eval_strategy="no",
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        model_init=gpt2, args=args, train_dataset=data, eval_dataset=data, callbacks=[cb], compute_metrics=None
+    )
+    best = trainer.hyperparameter_search(
+        backend="optuna", n_trials=2, direction="minimize",
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-3)},
+    )  # fmt: skip
+    assert best.objective > 0
+    assert [line[:30] for line in said()] == ["LSUV: 8 of 8 layers at std 1; "] * 2
+    trainer.train()
+    assert len(said()) == 1
+
+
+@pytest.mark.parametrize("where", ["everywhere", "in training"])
+def test_smaller_batch_is_tried_on_a_model_that_is_initialised_once(where, said, tmp_path):
+    class Large(transformers.GPT2LMHeadModel):
+        def forward(self, input_ids=None, labels=None, **kw):
+            if len(input_ids) > 8 and (where == "everywhere" or torch.is_grad_enabled()):
+                raise RuntimeError("CUDA out of memory. (not really)")
+            return super().forward(input_ids=input_ids, labels=labels, **kw)
+
+    model, cb = Large(gpt2().config), LSUVCallback()
+    train(model, tmp_path, cb, auto_find_batch_size=True)
+    assert cb.report.converged
+    lines = said()
+    assert lines[0].startswith("LSUV: 8 of 8 layers at std 1")
+    assert [line[:16] for line in lines[1:]] == ["LSUV: left alone"] * (len(lines) - 1)
+
+
+@pytest.mark.parametrize("way", ["loaded", "copied"])
+def test_pretrained_model_is_left_alone(way, said, tmp_path):
+    import copy
+
+    gpt2().save_pretrained(tmp_path / "hub")
+    model, cb = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hub"), LSUVCallback()
+    model = copy.deepcopy(model) if way == "copied" else model
+    before = weights(model)
+    train(model, tmp_path, cb)
+    assert same(before, weights(model))
+    assert cb.report is None
+    (line,) = said()
+    assert line.startswith("LSUV: left alone: this model is trained, it seems (it was loaded from ")
+    assert line.endswith("LSUVCallback(force=True) does it anew.")
+    train(model, tmp_path, LSUVCallback(force=True))
+    assert not same(before, weights(model))
+
+
+def test_model_from_the_config_of_a_pretrained_one_is_a_new_one(said, tmp_path):
+    gpt2().save_pretrained(tmp_path / "hub")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "hub")
+    model, cb = transformers.AutoModelForCausalLM.from_config(config), LSUVCallback()
+    assert model.name_or_path
+    train(model, tmp_path, cb)
+    assert cb.report.converged
+
+
+def test_state_dict_with_norms_is_left_alone(said, tmp_path):
+    trained, model = gpt2(), gpt2()
+    train(trained, tmp_path, learning_rate=0.01)
+    model.load_state_dict(trained.state_dict())
+    before = weights(model)
+    train(model, tmp_path, LSUVCallback())
+    assert same(before, weights(model))
+    assert "'transformer.h.0.ln_1' (LayerNorm) has scales that differ" in said()[0]
+
+
+def test_second_run_other_arguments_and_a_resumed_run_are_left_alone_in_one_line_each(said, tmp_path):
+    model, cb, other = gpt2(), LSUVCallback(), LSUVCallback(std=0.5)
+    train(model, tmp_path, cb, save_strategy="steps", save_steps=2, max_steps=2, learning_rate=0.01)
+    train(model, tmp_path, cb)
+    train(model, tmp_path, other)
+    first, second, third = said()
+    assert first.startswith("LSUV: 8 of 8 layers")
+    assert second.startswith("LSUV: left alone: LSUVCallback() initialised this model, whose weights were trained")
+    assert third.endswith("LSUVCallback(force=True, std=0.5) does it anew.")
+    assert other.report is None
+    train(gpt2(), tmp_path, LSUVCallback(), resume=str(tmp_path / "checkpoint-2"))
+    assert said() == [
+        "LSUV: left alone: this run resumes from a checkpoint, whose weights are trained; begin a run without one to initialise."
+    ]
+
+
+def test_two_callbacks_for_different_layers_both_run(said, tmp_path):
+    mlp = LSUVCallback(layers=["transformer.h.0.mlp.c_fc", "transformer.h.1.mlp.c_fc"])
+    rest = LSUVCallback(std=0.5)
+    train(gpt2(), tmp_path, mlp, rest)
+    scaled = [sum(row.status == "scaled" for row in cb.report.layers) for cb in (mlp, rest)]
+    assert scaled == [2, 6]
+    assert len(said()) == 2

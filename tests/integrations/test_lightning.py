@@ -250,3 +250,165 @@ def test_workers_are_not_started_for_the_batch():
     fit(plain, train=loader(num_workers=1), max_epochs=1)
     assert all(torch.equal(a, b) for a, b in zip(module.inputs, plain.inputs, strict=True))
     assert math.isclose(survey(module.net, module.inputs[0]).layers[0].std, 1, rel_tol=0.3)
+
+
+# Once, before the first real step; what is not done is said
+
+
+class Still(Module):
+    """Takes steps that move nothing."""
+
+    def __init__(self, batch_size=32):
+        super().__init__()
+        self.batch_size, self.lr = batch_size, 0.0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr)
+
+    def train_dataloader(self):
+        return DataLoader(data(), batch_size=self.batch_size, shuffle=True)
+
+
+def weights(module):
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture
+def said(capsys):
+    return lambda: [line for line in capsys.readouterr().out.splitlines() if line.startswith("LSUV")]
+
+
+def quiet_trainer(tmp_path, *callbacks, **options):
+    return pl.Trainer(
+        accelerator="cpu", devices=1, callbacks=list(callbacks), default_root_dir=tmp_path, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **({"max_epochs": 1} | options),
+    )  # fmt: skip
+
+
+def stds(module):
+    return [row.std for row in survey(module.net, data().tensors[0]).layers]
+
+
+TUNERS = {
+    "lr_find": lambda tuner, module: tuner.lr_find(module, num_training=20, update_attr=False),
+    "scale_batch_size": lambda tuner, module: tuner.scale_batch_size(module, max_trials=2, steps_per_trial=2),
+}
+
+
+@pytest.mark.parametrize("what", TUNERS)
+def test_tuner_finds_an_initialised_module_and_the_fit_behind_it_starts_there(what, said, tmp_path):
+    from lightning.pytorch.tuner import Tuner
+
+    module, cb, other = Still(), LSUVCallback(), pl.Callback()
+    trainer = quiet_trainer(tmp_path, other, cb)
+    order = list(trainer.callbacks)
+    TUNERS[what](Tuner(trainer), module)
+    assert cb.report.converged
+    assert trainer.callbacks == order
+    found = weights(module)
+    assert stds(module) == pytest.approx([1, 1, 1], rel=0.3)
+    module.lr = 0.0
+    trainer.fit(module)
+    assert same(found, weights(module))
+    first, second = said()
+    assert first.startswith("LSUV: 3 of 3 layers at std 1")
+    assert second.startswith("LSUV: left alone: LSUVCallback() has initialised this model")
+
+
+def test_suggestion_is_that_of_the_net_that_trains(said, tmp_path):
+    from lightning.pytorch.tuner import Tuner
+
+    found = []
+    for callbacks in ([], [LSUVCallback()]):
+        module = Still()
+        if not callbacks:
+            torch.manual_seed(5)
+            fit(module, LSUVCallback(), seed=5, max_epochs=1)  # steps that move nothing
+        torch.manual_seed(5)
+        finder = Tuner(quiet_trainer(tmp_path, *callbacks)).lr_find(module, num_training=20, update_attr=False)
+        found.append((weights(module), finder.results["loss"]))
+    (by_hand, losses), (tuned, tuned_losses) = found
+    assert same(by_hand, tuned)
+    assert losses == pytest.approx(tuned_losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["LearningRateFinder", "BatchSizeFinder"])
+def test_finder_among_the_callbacks_tries_the_initialised_module(name, said, tmp_path):
+    import lightning.pytorch.callbacks as theirs
+
+    options = {"num_training_steps": 10, "update_attr": False} if name == "LearningRateFinder" else {"max_trials": 2}
+    module, cb = Still(), LSUVCallback()
+    quiet_trainer(tmp_path, cb, getattr(theirs, name)(**options)).fit(module)
+    assert cb.report.converged
+    assert stds(module) == pytest.approx([1, 1, 1], rel=0.3)
+    assert len(said()) == 1
+
+
+@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"num_sanity_val_steps": 2}])
+def test_short_run_and_sanity_check_initialise_once(options, said, tmp_path):
+    class Validated(Still):
+        def validation_step(self, batch, batch_idx):
+            self.net(batch[0])
+
+        def val_dataloader(self):
+            return self.train_dataloader()
+
+    module, cb = Validated(), LSUVCallback()
+    quiet_trainer(tmp_path, cb, **options).fit(module)
+    assert cb.report.converged
+    found = weights(module)
+    quiet_trainer(tmp_path, cb).fit(module)
+    assert same(found, weights(module))
+    assert len(said()) == 2
+
+
+class Normed(Still):
+    def __init__(self):
+        super().__init__()
+        self.net[1] = nn.Sequential(nn.LayerNorm(32), nn.ReLU())
+
+
+def test_module_from_load_from_checkpoint_is_left_alone(said, tmp_path):
+    trained = Normed()
+    trained.lr = 0.1
+    trainer = quiet_trainer(tmp_path, max_epochs=3)
+    trainer.fit(trained)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    module, cb = Normed.load_from_checkpoint(tmp_path / "a.ckpt"), LSUVCallback()
+    before = weights(module)
+    quiet_trainer(tmp_path, cb).fit(module)
+    assert same(before, weights(module))
+    assert cb.report is None
+    assert said() == [
+        "LSUV: left alone: this model is trained, it seems ('net.1.0' (LayerNorm) has scales that differ from one another); "
+        "LSUVCallback(force=True) does it anew."
+    ]
+
+
+def test_second_fit_other_arguments_and_a_resumed_fit_are_left_alone_in_one_line_each(said, tmp_path):
+    module, cb, other = Module(), LSUVCallback(), LSUVCallback(std=0.5)
+    trainer = fit(module, cb, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    fit(module, cb, max_epochs=1)
+    fit(module, other, max_epochs=1)
+    first, second, third = said()
+    assert first.startswith("LSUV: 3 of 3 layers")
+    assert second.startswith("LSUV: left alone: LSUVCallback() initialised this model, whose weights were trained")
+    assert third.endswith("LSUVCallback(force=True, std=0.5) does it anew.")
+    assert other.report is None
+    fit(Module(), LSUVCallback(), max_epochs=2, ckpt_path=tmp_path / "a.ckpt")
+    assert said() == [
+        "LSUV: left alone: this run resumes from a checkpoint, whose weights are trained; begin a run without one to initialise."
+    ]
+
+
+def test_two_callbacks_for_different_layers_both_run(said):
+    hidden, head = LSUVCallback(layers=["net.0", "net.3"]), LSUVCallback(layers=["net.5"], std=0.1)
+    fit(Module(), hidden, head, max_epochs=1)
+    scaled = [[row.name for row in cb.report.layers if row.status == "scaled"] for cb in (hidden, head)]
+    assert scaled == [["net.0", "net.3"], ["net.5"]]
+    assert len(said()) == 2

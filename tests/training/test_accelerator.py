@@ -85,7 +85,7 @@ def test_lsuv_takes_its_moments_over_both_processes(ranks, alone):
 def test_one_process_prints_and_writes(ranks):
     (one, two), out = ranks
     assert two.printed == ""
-    assert one.printed.count("LSUV: ") == 2
+    assert one.printed.count("LSUV: 2 of 2 layers") == 2
     assert len(list((out / "checkpoints").iterdir())) == 3
 
 

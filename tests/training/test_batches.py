@@ -8,8 +8,8 @@ import torch
 from tiny import noise, seed_all
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, random_split
 
-from lsuvcb.engine.drawn import drawn_here
-from lsuvcb.engine.generators import held_by, rewound
+from lsuvcb.callback.loader_batch import drawn_here
+from lsuvcb.engine.keeping.generators import held_by, rewound
 
 
 class Noisy(Dataset):

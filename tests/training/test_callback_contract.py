@@ -29,6 +29,7 @@ from lsuvcb.training.events import (
     CancelFitException,
 )
 from lsuvcb.training.learner import Learner
+from lsuvcb.training.saving.resume import to_resume
 
 # Of those that need arguments. Functions of a module, so that they pickle.
 
@@ -74,6 +75,10 @@ CALLBACKS = discovered()
 def make(name):
     if name == "CheckpointCB":
         return CALLBACKS[name](tempfile.mkdtemp(dir=FOLDERS[0]))
+    if name == "ResumeCB":
+        folder = tempfile.mkdtemp(dir=FOLDERS[0])
+        new_learner(CALLBACKS["CheckpointCB"](folder)).fit(1)
+        return CALLBACKS[name](to_resume(folder, []) | {"callbacks": {}})
     if name == "AcceleratorCB":
         need_package("accelerate")
         return CALLBACKS[name](cpu=True)

@@ -27,8 +27,8 @@ from lsuvcb import (
     MomentumLearner,
     TrainLearner,
 )  # fmt: skip
-from lsuvcb.engine.once import is_done
-from lsuvcb.training import checkpoint, state
+from lsuvcb.callback.past import past_of
+from lsuvcb.training.saving import checkpoint, files
 
 
 def equal(a, b):
@@ -245,23 +245,23 @@ def test_resume_of_a_fit_that_is_done_trains_no_more(tmp_path, capsys):
     assert learn.history == history
 
 
-def test_resumed_fit_runs_no_lsuv_and_says_so_by_silence(tmp_path, capsys):
+def test_resumed_fit_runs_no_lsuv_and_says_so(tmp_path, capsys):
     momentum([LSUVCallback(), CheckpointCB(tmp_path)]).fit(1)
     capsys.readouterr()
     learn = momentum([LSUVCallback(), CheckpointCB(tmp_path)])
     learn.fit(2, resume=tmp_path)
-    assert "LSUV" not in capsys.readouterr().out
-    assert is_done(learn.model)
+    assert "LSUV: left alone: this run resumes from a checkpoint" in capsys.readouterr().out
+    assert past_of(learn.model).trained
 
 
 @pytest.mark.parametrize("wrote", [[], [LSUVCallback(force=True)]], ids=["without LSUV", "with force"])
 def test_resumed_weights_are_left_alone_by_an_lsuv_callback_that_comes_later(wrote, tmp_path, capsys):
     momentum([*wrote, CheckpointCB(tmp_path)]).fit(1)
-    trained = state.read(checkpoint.checkpoints(tmp_path)[0])["model"]
+    trained = files.read(checkpoint.checkpoints(tmp_path)[0])["model"]
     capsys.readouterr()
     learn = momentum([LSUVCallback(force=bool(wrote)), CheckpointCB(tmp_path)])
     learn.fit(1, resume=tmp_path)
-    assert "LSUV" not in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("LSUV: left alone: this run resumes")
     assert equal(trained, learn.model.state_dict())
     assert not learn.resumed
 
@@ -271,7 +271,7 @@ def test_loaded_weights_are_left_alone_by_lsuv_unless_it_is_forced(tmp_path, cap
     learn = momentum([LSUVCallback()])
     learn.load(tmp_path / "weights.pt")
     learn.fit(1)
-    assert "LSUV" not in capsys.readouterr().out
+    assert "LSUV: left alone: this model is trained, it seems (read from a file" in capsys.readouterr().out
     learn.fit(1, cbs=LSUVCallback(force=True, orthonormal=False))
     assert "LSUV" in capsys.readouterr().out
 
@@ -291,13 +291,13 @@ def test_lazy_model_is_resumed(tmp_path, capsys):
     lazy().fit(1)
     learn = lazy()
     learn.fit(1, resume=tmp_path)
-    assert equal(state.read(checkpoint.checkpoints(tmp_path)[0])["model"], learn.model.state_dict())
+    assert equal(files.read(checkpoint.checkpoints(tmp_path)[0])["model"], learn.model.state_dict())
 
 
 def test_numpy_s_learning_rate_is_a_plain_number_in_a_checkpoint(tmp_path):
     for epochs in (1, 2):
         learner([CheckpointCB(tmp_path)], lr=np.float64(0.01)).fit(epochs, resume=tmp_path)
-    assert state.read(checkpoint.checkpoints(tmp_path)[0])["opt"]["param_groups"][0]["lr"] == 0.01
+    assert files.read(checkpoint.checkpoints(tmp_path)[0])["opt"]["param_groups"][0]["lr"] == 0.01
 
 
 def test_resume_from_an_empty_folder_of_its_own_begins_at_the_beginning(tmp_path):
@@ -368,7 +368,7 @@ def test_resume_with_other_loaders_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"must hold the \d+ random generators that were saved, got 0"):
         learn.fit(2, resume=tmp_path)
     assert equal(before, learn.model.state_dict())
-    assert not is_done(learn.model)
+    assert not past_of(learn.model).trained
 
 
 def test_resume_with_another_optimizer_is_an_error_and_changes_nothing(tmp_path):
@@ -456,14 +456,14 @@ class Rows(Callback):
 )
 def test_best_checkpoint_is_that_of_the_best_epoch(name, values, lower, best, tmp_path):
     learner([Rows(name, values), CheckpointCB(tmp_path, best=name, lower_is_better=lower)]).fit(3)
-    assert state.read(tmp_path / "best.pt")["epoch"] == best
+    assert files.read(tmp_path / "best.pt")["epoch"] == best
 
 
 def test_best_value_is_remembered_by_a_resumed_fit(tmp_path):
     rows = Rows("loss", [1.0, 5.0, 4.0])
     learner([rows, CheckpointCB(tmp_path, best="loss")]).fit(1)
     learner([rows, CheckpointCB(tmp_path, best="loss")]).fit(3, resume=tmp_path)
-    assert state.read(tmp_path / "best.pt")["epoch"] == 1
+    assert files.read(tmp_path / "best.pt")["epoch"] == 1
 
 
 def test_best_that_no_row_has_is_an_error_with_those_that_are_there(tmp_path, capsys):
@@ -533,7 +533,7 @@ def test_metric_of_numpy_s_kind_is_a_plain_number_in_history_and_checkpoint(tmp_
     learn = learner([MetricsCB(half=Half()), CheckpointCB(tmp_path)])
     learn.fit(1)
     assert type(learn.history[0]["half"]) is float
-    assert state.read(next(tmp_path.iterdir()))["history"] == learn.history
+    assert files.read(next(tmp_path.iterdir()))["history"] == learn.history
 
 
 def test_checkpoint_can_be_read_with_weights_only(tmp_path, capsys):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lsuvcb import CheckpointWarning
-from lsuvcb.training import checkpoint, state
+from lsuvcb.training.saving import checkpoint, files
 
 pytestmark = pytest.mark.slow
 KILLS = 20
@@ -52,8 +52,8 @@ def test_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
         process.kill()  # SIGKILL: nothing is tidied up
         process.join()
         for path in checkpoint.checkpoints(folder):
-            state.read(path)  # raises for a corrupt one
-        epochs.append(len(checkpoint.checkpoints(folder)) and state.read(checkpoint.checkpoints(folder)[0])["epoch"])
+            files.read(path)  # raises for a corrupt one
+        epochs.append(len(checkpoint.checkpoints(folder)) and files.read(checkpoint.checkpoints(folder)[0])["epoch"])
         resumed = finish(folder, out)
         assert resumed["history"] == whole["history"]
         assert all(torch.equal(resumed["weights"][k], whole["weights"][k]) for k in whole["weights"])

@@ -20,8 +20,8 @@ from lsuvcb import (
     ProgressCB,
     TrainLearner,
 )
-from lsuvcb.training.checkpoint import CheckpointCB
 from lsuvcb.training.lr_find import LRFinderCB, suggest
+from lsuvcb.training.saving.checkpoint import CheckpointCB
 
 
 def data(generator=None):
@@ -162,7 +162,7 @@ def test_fit_after_lr_find_equals_a_fit_without_it_bit_for_bit(kind, tmp_path, c
     (plain, *rest), (found, *others) = results
     assert all(torch.equal(plain[k], found[k]) for k in plain)
     assert rest == others
-    assert capsys.readouterr().out.count("LSUV: ") == 2  # once for each model
+    assert capsys.readouterr().out.count("LSUV: 3 of 3 layers") == 2  # once for each model
 
 
 @pytest.mark.parametrize("kind", [TrainLearner, MomentumLearner])

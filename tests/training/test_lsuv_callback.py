@@ -10,11 +10,11 @@ from tiny import learner, net, noise, recorder, seed_all
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lsuvcb.callback.past import past_of
 from lsuvcb.engine.errors import LSUVError
-from lsuvcb.engine.once import is_done
 from lsuvcb.loaders import TensorLoader
 from lsuvcb.training.callbacks import BatchTransformCB, DeviceCB
-from lsuvcb.training.events import EVENTS, Callback, CancelBatchException, CancelEpochException
+from lsuvcb.training.events import BATCH_EVENTS, EVENTS, Callback, CancelBatchException, CancelEpochException
 from lsuvcb.training.learner import Learner
 from lsuvcb.training.lsuv_callback import LSUVCallback
 from lsuvcb.training.metrics import MetricsCB
@@ -205,11 +205,15 @@ def test_learner_is_restored_before_the_next_callback_sees_it(capsys):
     assert look.seen["batch"] == look.seen["preds"] == "of the fit before"
 
 
-def test_before_batch_is_fired_once_and_nothing_else(capsys):
+def test_events_of_one_batch_are_fired_once_for_a_callback_that_hears_before_batch(capsys):
     fired = []
 
     def also(event, learn):
         fired.append((event, learn.training))
+
+    class Ends(Callback):  # opens nothing, and hears nothing
+        def after_batch(self, learn):
+            fired.append("ends")
 
     class Stop(Callback):
         order = LSUVCallback.order + 1
@@ -217,8 +221,8 @@ def test_before_batch_is_fired_once_and_nothing_else(capsys):
         def before_fit(self, learn):
             fired.append("stop")
 
-    learner([LSUVCallback(), recorder(also=also), Stop()], rows_dls(), relu_net().eval()).fit(1)
-    assert fired[: fired.index("stop")] == [("before_fit", False), ("before_batch", True)]
+    learner([LSUVCallback(), recorder(also=also), Ends(), Stop()], rows_dls(), relu_net().eval()).fit(1)
+    assert fired[: fired.index("stop")] == [("before_fit", False), *((event, True) for event in BATCH_EVENTS)]
 
 
 def test_batch_passes_through_the_transforms_of_training(capsys):
@@ -282,15 +286,16 @@ def _passes(cb, learn, **kw):
 def test_model_is_initialised_once_by_whatever_callback_and_learner(capsys):
     cb, model = LSUVCallback(), relu_net()
     learn = learner([cb], rows_dls(), model)
-    assert not is_done(model)
+    assert not past_of(model).initialised
     assert _passes(cb, learn)
-    assert is_done(model)
+    assert past_of(model).initialised
     assert not _passes(cb, learn)
     assert not _passes(cb, Learner(model, rows_dls(), cbs=learn.cbs))
     other = LSUVCallback(std=2.0)
     assert not _passes(other, learner([other], rows_dls(), model))
     assert not _passes(cb, learner([cb], rows_dls(), copy.deepcopy(model)))
-    assert capsys.readouterr().out.count("\n") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:17] for line in lines] == ["LSUV: 7 of 7 laye", *["LSUV: left alone:"] * 4]
 
 
 def test_same_callback_runs_on_another_model(capsys):
@@ -312,7 +317,7 @@ def test_fit_that_does_not_train_does_not_run_it(kw, capsys):
     before = _weights(model)
     learner([cb], rows_dls(), model).fit(**kw)
     assert cb.report is None
-    assert not is_done(model)
+    assert not past_of(model).initialised
     assert _same(before, _weights(model))
 
 
@@ -326,7 +331,7 @@ def test_fit_that_fails_in_lsuv_changes_nothing_and_may_be_tried_again(capsys):
     assert "raised in LSUVCallback.before_fit" in error.value.__notes__
     assert _same(before, _weights(model))
     assert torch.equal(state, torch.get_rng_state())
-    assert not is_done(model)
+    assert not past_of(model).initialised
     cb = LSUVCallback()
     assert _passes(cb, learner([cb], rows_dls(), model))
 

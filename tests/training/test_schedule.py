@@ -7,9 +7,9 @@ import torch
 from tiny import learner, line, loaders, recorder
 from torch.optim import lr_scheduler
 
-from lsuvcb.training.checkpoint import CheckpointCB
 from lsuvcb.training.events import CancelBatchException
 from lsuvcb.training.metrics import MetricsCB
+from lsuvcb.training.saving.checkpoint import CheckpointCB
 from lsuvcb.training.schedule import BatchSchedCB, EpochSchedCB, HasLearnCB, RecorderCB
 
 halve = partial(lr_scheduler.StepLR, step_size=1, gamma=0.5)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from .select import all_modules
+from ..select import all_modules
 
 
 class RNGState:

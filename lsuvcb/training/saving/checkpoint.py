@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import warnings
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..engine.once import mark_done
-from .events import Callback
-from .state import CheckpointError, CheckpointWarning, load_model, model_copy, read, training_state, write
-
-if TYPE_CHECKING:
-    from .learner import Learner
+from ..events import Callback
+from ..loop import Loop
+from .files import write
+from .training_state import training_state
 
 _NAME = "run{run:02d}-epoch{epoch:04d}.pt"
 _NAMED = re.compile(r"run(\d+)-epoch(\d+)\.pt")
@@ -27,58 +23,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def to_resume(path: str | Path, cbs: Iterable[Callback]) -> dict[str, Any] | None:
-    """The newest whole checkpoint at `path`, a folder or a file; None where a CheckpointCB has yet to write the first.
-
-    Warns:
-        CheckpointWarning: it is damaged, and the one before it is taken.
-    """
-    path = Path(path)
-    named = path.suffix == ".pt" or path.is_file()
-    candidates = checkpoints(path.parent if named else path)
-    if named:
-        candidates = [path, *candidates[candidates.index(path) + 1 :]] if path in candidates else [path]
-    if not candidates and any(isinstance(cb, CheckpointCB) and cb.path.resolve() == path.resolve() for cb in cbs):
-        return None
-    damaged = []
-    for candidate in candidates:
-        try:
-            state = read(candidate)
-        except CheckpointError as error:
-            damaged.append(str(error))
-            continue
-        if "generators" not in state:
-            raise CheckpointError(
-                f"{candidate} holds weights alone; `learn.load(path)` reads it, a fit cannot go on from it."
-            )
-        for message in damaged:
-            warnings.warn(f"{message} Resuming from {candidate} instead.", CheckpointWarning, stacklevel=3)
-        return state
-    if damaged:
-        raise CheckpointError(" ".join(damaged))
-    raise FileNotFoundError(f"there is no checkpoint in {path}; CheckpointCB({str(path)!r}) writes them.")
-
-
-def resume_model(learn: Learner, path: str | Path) -> dict[str, Any] | None:
-    """Give the model the weights of `to_resume`, which is returned; `load_training` takes the rest of it.
-
-    They were trained, and no LSUVCallback touches them, whether the fit that wrote them had one or not.
-    """
-    saved = to_resume(path, learn.cbs)
-    if saved is not None:
-        saved["before"] = model_copy(learn.model)
-        load_model(learn.model, saved)
-        mark_done(learn.model)
-        learn.for_this_fit(resumed=True)
-    return saved
-
-
 class CheckpointCB(Callback):
     """Writes a checkpoint after an epoch, from which `learn.fit(n, resume=path)` goes on. Runs at before_fit and after_epoch.
 
     In it: weights and buffers, optimizer, gradients (a MomentumLearner's momentum), the state of every callback that has
     `state_dict` (schedulers, the scaler of mixed precision), all random generators of the process and those in the
-    loaders, epoch, history, and whether LSUV has run. On a CPU a fit that goes on ends with the same bits as one that
+    loaders, epoch and history. On a CPU a fit that goes on ends with the same bits as one that
     never stopped.
 
     Args:
@@ -116,7 +66,7 @@ class CheckpointCB(Callback):
         self._run, self._epoch = 0, 0
         self._best_value: float | None = None
 
-    def before_fit(self, learn: Learner) -> None:
+    def before_fit(self, learn: Loop) -> None:
         newest = [int(_NAMED.fullmatch(p.name)[1]) for p in checkpoints(self.path)[:1]]  # type: ignore[index]
         self._run, self._best_value = max(newest, default=0) + 1, None
         if learn.is_main:
@@ -124,7 +74,7 @@ class CheckpointCB(Callback):
             for half in self.path.glob(".*.half"):  # of a process that was killed while it wrote
                 half.unlink(missing_ok=True)
 
-    def after_epoch(self, learn: Learner) -> None:
+    def after_epoch(self, learn: Loop) -> None:
         if learn.training and learn.do_valid:
             return  # the epoch is not over yet
         last = learn.epoch + 1 == learn.n_epochs

@@ -1,0 +1,1 @@
+"""What the LSUVCallback of every trainer shares: its arguments, once per model, a loader's batch without a trace. No trainer."""
