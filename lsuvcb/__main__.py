@@ -19,7 +19,7 @@ from torch import nn, optim
 
 from . import data
 from .engine.lsuv import survey
-from .engine.report import LSUVReport, Survey
+from .engine.telling.report import LSUVReport, Survey
 from .training.callbacks import DeviceCB
 from .training.devices import default_device
 from .training.events import Callback

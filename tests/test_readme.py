@@ -39,9 +39,11 @@ def test_readme_has_the_two_commands_as_they_are():
     assert "    pip install -e '.[test]' && pytest" in lines
 
 
-def test_readme_structure_names_every_file_of_the_engine():
-    engine = {path.name for path in (ROOT / "lsuvcb" / "engine").glob("*.py")} - {"__init__.py"}
-    assert engine == {name for name in re.findall(r"\w+\.py", README) if (ROOT / "lsuvcb" / "engine" / name).exists()}
+def test_readme_of_the_engine_names_every_room():
+    engine = ROOT / "lsuvcb" / "engine"
+    rooms = {path.name + "/" * path.is_dir() for path in engine.iterdir() if path.suffix == ".py" or path.is_dir()}
+    told = re.findall(r"`([a-z]+(?:/|\.py))`", (engine / "README.md").read_text())
+    assert sorted(told) == sorted(rooms - {"__init__.py", "__pycache__/"})
 
 
 def test_readme_paths_exist():

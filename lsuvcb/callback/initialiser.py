@@ -13,11 +13,11 @@ from torch import nn
 
 from ..engine.errors import TrainedModelWarning
 from ..engine.lsuv import lsuv_
-from ..engine.report import LSUVReport
-from ..engine.run import plan_of
+from ..engine.model.trained import has_stepped, sign_of_training
+from ..engine.model.weights import Weights
+from ..engine.passes.runner import plan_of
 from ..engine.select import Selector, select_modules
-from ..engine.trained import has_stepped, sign_of_training
-from ..engine.weights import Weights
+from ..engine.telling.report import LSUVReport
 from .past import has_changed, note_initialised, past_of
 
 _LSUV = inspect.signature(lsuv_).parameters

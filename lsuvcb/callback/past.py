@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..engine.moments import flat
+from ..engine.measuring.moments import flat
 from ..engine.ranks import group_of, local
 from ..engine.select import unwrap
 

@@ -5,8 +5,8 @@ the lessons'; where ours is safer (loops that end, no callback that silently doe
 here, quietly, so that a lesson's own `from torcheval.metrics import MulticlassAccuracy` prints no warnings.
 """
 
-from ..engine.init import gain as gain
-from ..engine.init import init_weights as init_weights
+from ..engine.solving.orthonormal import gain as gain
+from ..engine.solving.orthonormal import init_weights as init_weights
 from ..loaders import DataLoaders as DataLoaders
 from ..loaders import collate_dict as collate_dict
 from ..loaders import inplace as inplace

@@ -6,10 +6,10 @@ from .errors import LSUVWarning as LSUVWarning
 from .errors import NoLayersError as NoLayersError
 from .errors import NotConvergedWarning as NotConvergedWarning
 from .errors import TrainedModelWarning as TrainedModelWarning
-from .init import init_weights as init_weights
-from .init import orthonormal_ as orthonormal_
 from .lsuv import lsuv_ as lsuv_
 from .lsuv import survey as survey
-from .report import LayerReport as LayerReport
-from .report import LSUVReport as LSUVReport
-from .report import Survey as Survey
+from .solving.orthonormal import init_weights as init_weights
+from .solving.orthonormal import orthonormal_ as orthonormal_
+from .telling.report import LayerReport as LayerReport
+from .telling.report import LSUVReport as LSUVReport
+from .telling.report import Survey as Survey

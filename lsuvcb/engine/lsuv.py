@@ -23,18 +23,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .account import layer_reports, no_layers, warn_if_missed
-from .commit import changes_of, commit
 from .errors import InputScaleWarning, TrainedModelWarning
 from .keeping.undisturbed import undisturbed
-from .measure import Look
+from .model.trained import sign_of_training
+from .model.weights import Weights
+from .passes.measure import Look
+from .passes.runner import Forward, Runner, plan_of
 from .ranks import agree, group_of
-from .report import LayerSurvey, LSUVReport, Survey
-from .run import Forward, Runner, plan_of
 from .select import Selector
-from .trained import sign_of_training
-from .undo import Setting, Undo
-from .weights import Weights
+from .telling.report import LayerSurvey, LSUVReport, Survey
+from .telling.rows import layer_reports, no_layers, warn_if_missed
+from .writing.commit import changes_of, commit
+from .writing.undo import Setting, Undo
 
 
 def lsuv_(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..engine.moments import flat, moments
+from ..engine.measuring.moments import flat, moments
 from ..engine.select import Selector, select_modules
 from .hooks import Hook, HooksCallback
 from .loop import Loop

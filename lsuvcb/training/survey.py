@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..engine.lsuv import survey
-from ..engine.report import Survey
 from ..engine.select import Selector
+from ..engine.telling.report import Survey
 from .events import Callback, CancelFitException
 from .loop import Loop
 from .lsuv_callback import LSUVCallback

@@ -14,7 +14,7 @@ from ..engine.errors import LSUVError
 from ..engine.keeping.attributes import attributes_kept, autocast_kept, modes_kept
 from ..engine.keeping.generators import rewound
 from ..engine.keeping.undisturbed import devices_of, undisturbed
-from ..engine.run import fresh
+from ..engine.passes.runner import fresh
 from .batches import empty_loader
 from .events import BATCH_EVENTS, CANCEL, Callback, CancelBatchException, CancelEpochException
 from .loop import Loop

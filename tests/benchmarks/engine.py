@@ -24,7 +24,7 @@ import torchvision.models as tv
 from torch import nn
 
 from lsuvcb import lsuv_
-from lsuvcb.engine.init import orthonormal_
+from lsuvcb.engine.solving.orthonormal import orthonormal_
 from lsuvcb.nets import GeneralRelu, get_model
 
 

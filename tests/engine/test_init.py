@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lsuvcb.engine import init_weights, orthonormal_
-from lsuvcb.engine.init import gain
+from lsuvcb.engine.solving.orthonormal import gain
 
 SHAPES = [(5, 5), (3, 8), (8, 3), (4, 2, 3, 3), (20, 2, 3, 3), (6, 1, 5), (1, 7), (7, 1), (4, 2, 2, 2, 2)]
 

@@ -17,7 +17,7 @@ from traces import bits, differences, rng, weights_of
 
 import lsuvcb.engine
 from lsuvcb.engine import InputScaleWarning, LSUVError, NotConvergedWarning, TrainedModelWarning, lsuv_, survey
-from lsuvcb.engine.undo import Change, Undo
+from lsuvcb.engine.writing.undo import Change, Undo
 
 PACKAGE = str(Path(lsuvcb.engine.__file__).parent)
 ARGUMENTS = {

@@ -12,7 +12,7 @@ from small_nets import Net, matrix
 from torch import nn
 
 from lsuvcb import LSUVError, NotConvergedWarning, lsuv_
-from lsuvcb.engine import alone
+from lsuvcb.engine.solving import nonlinear
 from lsuvcb.nets import ConvLayer, GeneralRelu, get_model
 
 ACT = partial(GeneralRelu, leak=0.1, sub=0.4)
@@ -96,7 +96,7 @@ def test_activation_output_solved_in_parts_reaches_its_target(make, monkeypatch)
     model, x = nn.Sequential(nn.Linear(32, 48), make()), torch.randn(777, 32)
     whole = copy.deepcopy(model)
     lsuv_(whole, x, measure="activation", mean=0.5, orthonormal=False, tol=1e-6)
-    monkeypatch.setattr(alone, "_PART", 1000)
+    monkeypatch.setattr(nonlinear, "_PART", 1000)
     report = lsuv_(model, x, measure="activation", mean=0.5, orthonormal=False, tol=1e-6)
     assert outputs_of(model, x, type(model[1]))[0] == pytest.approx((1, 0.5), abs=1e-5)
     for a, b in zip(model.parameters(), whole.parameters(), strict=True):
@@ -105,7 +105,7 @@ def test_activation_output_solved_in_parts_reaches_its_target(make, monkeypatch)
 
 
 def test_activation_output_solved_in_parts_is_handed_on_corrected_in_all_of_them(monkeypatch):
-    monkeypatch.setattr(alone, "_PART", 1000)
+    monkeypatch.setattr(nonlinear, "_PART", 1000)
     model, x = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 8)), torch.randn(777, 32)
     lsuv_(model, x, measure="activation", mean=0.5, orthonormal=False)
     with torch.no_grad():

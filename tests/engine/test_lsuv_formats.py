@@ -15,7 +15,7 @@ from torch import nn
 from traces import bits, differences, traces, weights_of
 
 from lsuvcb.engine import NotConvergedWarning, lsuv_, survey
-from lsuvcb.engine.undo import Undo
+from lsuvcb.engine.writing.undo import Undo
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(5))
 BOTH = pytest.mark.parametrize("orthonormal", [True, False])

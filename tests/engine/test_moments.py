@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lsuvcb.engine import moments as room
-from lsuvcb.engine.finite import count_non_finite
-from lsuvcb.engine.moments import flat, moments, moments_of
+from lsuvcb.engine.measuring import moments as room
+from lsuvcb.engine.measuring.moments import flat, moments, moments_of
+from lsuvcb.engine.passes.nonfinite import count_non_finite
 
 
 def exact(x):

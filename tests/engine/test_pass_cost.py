@@ -13,7 +13,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from lsuvcb import lsuv_
-from lsuvcb.engine import alone, moments
+from lsuvcb.engine.measuring import moments
+from lsuvcb.engine.solving import nonlinear
 
 
 def conv_net() -> nn.Sequential:
@@ -71,7 +72,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_pass_holds_a_plain_forward_s_memory_and_the_largest_activation(case, peak, monkeypatch):
     monkeypatch.setattr(moments, "_WIDENED", 1 << 14)  # as small beside these nets as they are beside large ones
-    monkeypatch.setattr(alone, "_PART", 1 << 14)
+    monkeypatch.setattr(nonlinear, "_PART", 1 << 14)
     make, batch, options, more = CASES[case]
     torch.manual_seed(0)
     model, x = make().eval(), batch()

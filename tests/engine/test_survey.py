@@ -9,7 +9,7 @@ from small_nets import column, linear, lively, relu_mlp
 from torch import nn
 
 from lsuvcb.engine import Survey, lsuv_, survey
-from lsuvcb.engine.report import LayerSurvey
+from lsuvcb.engine.telling.report import LayerSurvey
 
 
 def of(*stds, signals=None):

@@ -9,7 +9,7 @@ from small_nets import Net
 from torch import nn
 
 from lsuvcb import TrainedModelWarning, lsuv_
-from lsuvcb.engine.trained import has_stepped, sign_of_training
+from lsuvcb.engine.model.trained import has_stepped, sign_of_training
 from lsuvcb.nets import BatchNorm, LayerNorm
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .moments import Moments, Number
+from ..measuring.moments import Moments, Number
 
 LOW_PRECISION = frozenset((torch.bfloat16, torch.float16))
 LOW_PRECISION_TOL = 1e-2

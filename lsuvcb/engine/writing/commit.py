@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import LSUVError
-from .ranks import local
-from .scale import Solution, Values
+from ..errors import LSUVError
+from ..model.weights import Weight
+from ..passes.solve import Solution, Values
+from ..ranks import local
 from .undo import LARGEST_UNASKED, Change, Setting, Undo
-from .weights import Weight
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .eye import Use
-from .moments import Number
-from .ranks import is_sharded, whole
-from .weights import Weight
+from ..measuring.moments import Number
+from ..model.weights import Weight
+from ..ranks import is_sharded, whole
+from ..seeing.eye import Use
 
 
 def as_it_was(use: Use) -> Any:

@@ -11,20 +11,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import ops
-from .alone import Layer, missed, solve_behind, solve_block
-from .blocks import Block, output_tensor
-from .errors import LSUVError
-from .eye import Use, no_real_values, output_of
-from .finite import non_finite
-from .follow import Activations, Elementwise, Follow
-from .init import orthonormal_like
+from ..errors import LSUVError
+from ..measuring.moments import Moments, Number, highest, moments, zero_on_cpu
+from ..model.blocks import Block, output_tensor
+from ..model.weights import Source, Weight, Weights
+from ..ranks import shard_as, whole
+from ..seeing import ops
+from ..seeing.eye import Use, no_real_values, output_of
+from ..seeing.follow import Activations, Elementwise, Follow
+from ..solving.newton import Target, closed_form
+from ..solving.nonlinear import Layer, missed, solve_behind, solve_block
+from ..solving.orthonormal import orthonormal_like
+from ..solving.rerun import as_it_was, bias_like, correct, in_place_of, zeros_like
 from .measure import read
-from .moments import Moments, Number, highest, moments, zero_on_cpu
-from .ranks import shard_as, whole
-from .replay import as_it_was, bias_like, correct, in_place_of, zeros_like
-from .solve import Target, closed_form
-from .weights import Source, Weight, Weights
+from .nonfinite import non_finite
 
 CONSTANT = "constant output: no scale gives it a spread"
 UNFED = "constant output: its input is all zero at its first use, where no scale shows"

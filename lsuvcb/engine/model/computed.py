@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from .keeping.undisturbed import undisturbed
+from ..keeping.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)

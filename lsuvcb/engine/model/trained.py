@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .ranks import whole
-from .select import module_paths
+from ..ranks import whole
+from ..select import module_paths
 
 _STATISTICS = (("running_mean", "running_var"), ("means", "vars"))  # torch's names, and the fast.ai course's
 _SCALES = frozenset("weight scale scales gamma g gain a_2 mult mults".split())

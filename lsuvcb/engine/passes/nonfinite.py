@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import LSUVError
-from .eye import Use
-from .weights import Weight
+from ..errors import LSUVError
+from ..model.weights import Weight
+from ..seeing.eye import Use
 
 
 def count_non_finite(tensors: list[Tensor]) -> tuple[int, int]:

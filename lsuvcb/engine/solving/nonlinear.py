@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import Block, output_tensor
-from .follow import Elementwise, has_rows
-from .keeping.undisturbed import RNGState
-from .moments import Moments, Pool, moments, moments_of
-from .solve import Newton, Solved, Target, Try, out_of_reach, reach
+from ..keeping.undisturbed import RNGState
+from ..measuring.moments import Moments, Pool, moments, moments_of
+from ..model.blocks import Block, output_tensor
+from ..seeing.follow import Elementwise, has_rows
+from .newton import Newton, Solved, Target, Try, out_of_reach, reach
 
 _SAMPLE = 1 << 15  # values that a Newton step looks at before the whole output is
 _PART = 1 << 22  # values that a step on the whole output makes a copy of at a time

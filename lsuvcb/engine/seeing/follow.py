@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..keeping.undisturbed import RNGState, tensors_in
+from ..model.weights import Weight, Weights, tensors_of
 from . import ops
 from .eye import Eye, Use
-from .keeping.undisturbed import RNGState, tensors_in
-from .weights import Weight, Weights, tensors_of
 
 Activation = type[nn.Module] | nn.Module | Callable[..., Any]
 View = Callable[[Tensor], Tensor]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .html import table_html
+from .table import table_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,7 +171,7 @@ class LSUVReport:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Std of each layer's output by depth, before and after, on a log scale. Needs the measurements of verify=True."""
-        from ..plot import plot_stds
+        from ...plot import plot_stds
 
         shown = [
             r for r in self.layers if r.status != "left alone" and r.std_before is not None and r.std_after is not None
@@ -294,7 +294,7 @@ class Survey:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Std of each layer's output by depth, and what of it tells samples apart, on a log scale."""
-        from ..plot import plot_stds
+        from ...plot import plot_stds
 
         names, stds, signals = zip(*((r.name, r.std, r.signal) for r in self.layers), strict=True)
         known = [math.nan if signal is None else signal for signal in signals]

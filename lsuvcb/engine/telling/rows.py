@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from .errors import NoLayersError, NotConvergedWarning
-from .eye import Eye, hidden_reason
+from ..errors import NoLayersError, NotConvergedWarning
+from ..model.weights import Weight, Weights
+from ..passes.runner import Runner
+from ..passes.solve import Scale, Values
+from ..seeing.eye import Eye, hidden_reason
+from ..select import Selector, module_paths
 from .report import LayerReport, LSUVReport, number
-from .run import Runner
-from .scale import Scale, Values
-from .select import Selector, module_paths
-from .weights import Weight, Weights
 
 Measured = dict[str, tuple[float, float]]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import Block
+from ..model.blocks import Block
 
 
 class Change(NamedTuple):

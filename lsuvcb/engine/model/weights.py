@@ -14,13 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..errors import LSUVError
+from ..measuring.moments import Pool, is_plain_vector, starts_alive
+from ..ranks import fully_sharded, whole
+from ..select import Selector, all_modules, module_paths, select_modules
 from .blocks import Block, is_block
-from .errors import LSUVError
-from .moments import Pool, is_plain_vector, starts_alive
-from .places import Places
-from .ranks import fully_sharded, whole
-from .reparametrized import Reparametrized, reparametrized
-from .select import Selector, all_modules, module_paths, select_modules
+from .computed import Reparametrized, reparametrized
+from .storage import Places
 
 _SOURCE = "_lsuvcb_source"  # an attribute on tensors that a pass derives from a weight; it dies with the tensor
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .keeping.undisturbed import tensors_in
+from ..keeping.undisturbed import tensors_in
 
 
 def is_block(module: nn.Module) -> bool:

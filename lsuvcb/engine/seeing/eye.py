@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..model.weights import Made, Source, Weight, Weights, tensors_of
+from ..ranks import is_sharded
 from . import ops
-from .ranks import is_sharded
-from .weights import Made, Source, Weight, Weights, tensors_of
 
 _inside_transform = torch._C._are_functorch_transforms_active  # torch.vmap and its like
 

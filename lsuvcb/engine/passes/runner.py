@@ -16,18 +16,18 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils import _pytree as pytree
 
-from .errors import LSUVError
-from .eye import Eye
-from .finite import count_non_finite
-from .follow import Activations
-from .keeping.undisturbed import Snapshot, devices_of, tensors_in, undisturbed
+from ..errors import LSUVError
+from ..keeping.undisturbed import Snapshot, devices_of, tensors_in, undisturbed
+from ..measuring.moments import Moments, Pool, moments, over_ranks
+from ..model.weights import Weights, refuse
+from ..ranks import reshard
+from ..seeing.eye import Eye
+from ..seeing.follow import Activations
+from ..select import Selector, all_modules, unwrap
+from ..solving.newton import Target
 from .measure import Measure
-from .moments import Moments, Pool, moments, over_ranks
-from .ranks import reshard
-from .scale import CONSTANT, Scale, Values
-from .select import Selector, all_modules, unwrap
-from .solve import Target
-from .weights import Weights, refuse
+from .nonfinite import count_non_finite
+from .solve import CONSTANT, Scale, Values
 
 Forward = Callable[[nn.Module, Any], Any]
 

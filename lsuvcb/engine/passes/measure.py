@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .blocks import output_tensor
-from .eye import Use, output_of
-from .follow import Activations, Elementwise, Follow, has_rows
-from .moments import Moments, Number, moments
-from .weights import Weight, Weights
+from ..measuring.moments import Moments, Number, moments
+from ..model.blocks import output_tensor
+from ..model.weights import Weight, Weights
+from ..seeing.eye import Use, output_of
+from ..seeing.follow import Activations, Elementwise, Follow, has_rows
 
 
 class Measure(Follow):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import LSUVError
+from ..errors import LSUVError
 
 # A float32 dot product of this many values loses no digit that matters; longer ones are summed by parts in float64.
 _CHUNK = 1 << 17

@@ -1,0 +1,1 @@
+"""Mean and standard deviation, on any device and over ranks."""

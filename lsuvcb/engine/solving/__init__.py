@@ -1,0 +1,1 @@
+"""The scale and the shift that bring one layer to its target."""

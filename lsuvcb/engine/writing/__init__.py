@@ -1,0 +1,1 @@
+"""Writing the solutions into the model: all or nothing."""
