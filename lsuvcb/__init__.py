@@ -12,11 +12,12 @@ from .engine import NoLayersError as NoLayersError
 from .engine import NotConvergedWarning as NotConvergedWarning
 from .engine import Survey as Survey
 from .engine import TrainedModelWarning as TrainedModelWarning
-from .engine import init_weights as init_weights
+from .engine import delta_orthogonal_ as delta_orthogonal_
 from .engine import lsuv_ as lsuv_
 from .engine import orthonormal_ as orthonormal_
 from .engine import survey as survey
 from .loaders import DataLoaders as DataLoaders
+from .nets import init_weights as init_weights
 from .training import AcceleratorCB as AcceleratorCB
 from .training import ActivationStats as ActivationStats
 from .training import BaseSchedCB as BaseSchedCB
@@ -49,4 +50,6 @@ from .training import TrainCB as TrainCB
 from .training import TrainLearner as TrainLearner
 
 __version__ = "0.1.0"
-__all__ = [name for name in dir() if name[0] != "_" and name not in ("engine", "loaders", "training")]
+__all__ = [
+    name for name in dir() if name[0] != "_" and name not in ("callback", "engine", "loaders", "nets", "training")
+]

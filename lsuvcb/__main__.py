@@ -19,7 +19,8 @@ from torch import nn, optim
 
 from . import data
 from .engine.lsuv import survey
-from .engine.telling.report import LSUVReport, Survey
+from .engine.telling.report import LSUVReport
+from .engine.telling.survey import Survey
 from .training.callbacks import DeviceCB
 from .training.devices import default_device
 from .training.events import Callback

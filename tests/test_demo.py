@@ -64,7 +64,7 @@ def test_the_demo_tells_its_story_and_draws_it(tmp_path, capsys):
     )
     assert "seed 7" in out
     assert "Survey: std " in out
-    assert "LSUV: 4 of 4 layers at std 1" in out
+    assert "LSUV: 3 of 3 layers at std 1" in out
     rows = [line.split() for line in out.splitlines() if line.endswith(("train", "eval"))]
     assert [row[2:] for row in rows if row[0] != "accuracy"] == [["0", "train"], ["0", "eval"]] * 2
     last = out.splitlines()[-2:]

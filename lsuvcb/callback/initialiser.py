@@ -5,17 +5,16 @@ from __future__ import annotations
 import inspect
 import reprlib
 import warnings
-from collections.abc import Callable
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
-from ..engine.errors import TrainedModelWarning
+from ..engine.errors import TrainedModelWarning, no_such_argument
 from ..engine.lsuv import lsuv_
 from ..engine.model.trained import has_stepped, sign_of_training
 from ..engine.model.weights import Weights
-from ..engine.passes.runner import plan_of
+from ..engine.passes.plan import Plan
 from ..engine.select import Selector, select_modules
 from ..engine.telling.report import LSUVReport
 from .past import has_changed, note_initialised, past_of
@@ -62,8 +61,11 @@ class Initialiser:
     def initialise(self, model: nn.Module, batch: Any, *, quiet: bool = False, **defaults: Any) -> None:
         """Run `lsuv_` with the arguments given to the callback, and `defaults` for those that were not; print one line."""
         args = {**defaults, **self.lsuv_args}
-        if not self.force and (rest := self._rest(model)):
-            args["layers"] = rest
+        taken = frozenset() if self.force else past_of(model).initialised
+        if taken and args.get("layers") is not None:
+            args["layers"] = self._rest(model)
+        elif taken:
+            args["std"] = _with_left(taken, args.get("std"))
         with warnings.catch_warnings():
             if self.force:  # it was asked for
                 warnings.simplefilter("ignore", TrainedModelWarning)
@@ -84,20 +86,16 @@ class Initialiser:
             return f"{past.by} initialised this model, which was trained since ({past.trained}); {again}"
         if past.by and has_changed(model):
             return f"{past.by} initialised this model, whose weights were trained or replaced since; {again}"
-        if past.by and self._rest(model) == []:
+        if past.by and not self._rest(model):
             return f"{past.by} has initialised this model; {again}"
         if not past.by and (sign := past.trained or sign_of_training(model) or _steps_of(optimizer)):
             return f"this model is trained, it seems ({sign}); {again}"
         return ""
 
-    def _rest(self, model: nn.Module) -> list[str] | None:
-        """The names of the weights that this callback means and that no earlier one took; None where none was taken."""
-        taken = past_of(model).initialised
-        if not taken:
-            return None
-        meant = _names(model, self.lsuv_args.get("layers"))
-        rest = [selector for name, selector in meant.items() if name not in taken]
-        return None if len(rest) == len(meant) else rest
+    def _rest(self, model: nn.Module) -> list[str]:
+        """The names of the weights that this callback means and that no earlier one took."""
+        taken, meant = past_of(model).initialised, _names(model, self.lsuv_args.get("layers"))
+        return [selector for name, selector in meant.items() if name not in taken]
 
     def __repr__(self) -> str:
         return _as_code(self.lsuv_args, self.batch, self.force, repr)
@@ -106,13 +104,19 @@ class Initialiser:
         return " ".join(_as_code(self.lsuv_args, self.batch, force, reprlib.repr).split())
 
 
+def _with_left(names: Iterable[str], std: Any) -> dict[Any, Any]:
+    """The argument `std`, or the recipe's (None), for all layers but those of these names, which are left."""
+    rest = std if isinstance(std, Mapping) else {} if std is None else {"*": std}
+    return {**dict.fromkeys(names, "leave"), **rest}
+
+
 def _names(model: nn.Module, layers: Selector | None) -> dict[str, str]:
     """The weights that `layers` means: the name of each, as without a selector -> its name among those selected.
 
     The two differ for a weight inside a selected block, which is named as the block is.
     """
     pairs = zip(Weights(model).all, Weights(model, layers).all, strict=True)
-    return {plain.name: weight.name for plain, weight in pairs if not weight.unselected}
+    return {plain.name: weight.name for plain, weight in pairs if weight.selected}
 
 
 def _steps_of(optimizer: Any) -> str:
@@ -127,10 +131,8 @@ def _as_code(lsuv_args: dict[str, Any], batch: Any, force: bool, show: Callable[
 def _check(given: dict[str, Any]) -> None:
     for name in given:
         if name not in ARGUMENTS:
-            close = get_close_matches(name, ARGUMENTS, n=1, cutoff=0.4)
-            advice = f"did you mean {close[0]!r}?" if close else f"`lsuv_` takes {', '.join(ARGUMENTS)}."
-            raise TypeError(f"LSUVCallback has no argument {name!r}; {advice}")
-    plan_of(**{name: value for name, value in given.items() if name in inspect.signature(plan_of).parameters})
+            raise no_such_argument("LSUVCallback", name, ARGUMENTS)
+    Plan.of(**given)
     forward = given.get("forward")
     if forward is not None and not callable(forward):
         raise TypeError(f"`forward` must be a function of (model, batch), got {forward!r}.")

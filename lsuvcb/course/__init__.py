@@ -5,8 +5,6 @@ the lessons'; where ours is safer (loops that end, no callback that silently doe
 here, quietly, so that a lesson's own `from torcheval.metrics import MulticlassAccuracy` prints no warnings.
 """
 
-from ..engine.solving.orthonormal import gain as gain
-from ..engine.solving.orthonormal import init_weights as init_weights
 from ..loaders import DataLoaders as DataLoaders
 from ..loaders import collate_dict as collate_dict
 from ..loaders import inplace as inplace
@@ -15,7 +13,9 @@ from ..nets import ConvLayer as ConvLayer
 from ..nets import GeneralRelu as GeneralRelu
 from ..nets import LayerNorm as LayerNorm
 from ..nets import conv as conv
+from ..nets import gain as gain
 from ..nets import get_model as get_model
+from ..nets import init_weights as init_weights
 from ..plot import get_grid as get_grid
 from ..plot import plot_func as plot_func
 from ..plot import show_image as show_image

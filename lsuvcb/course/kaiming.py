@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ..engine.solving.orthonormal import gain
+from ..nets import gain
 
 
 def stats(x: Tensor) -> tuple[Tensor, Tensor]:

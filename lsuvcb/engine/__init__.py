@@ -8,8 +8,8 @@ from .errors import NotConvergedWarning as NotConvergedWarning
 from .errors import TrainedModelWarning as TrainedModelWarning
 from .lsuv import lsuv_ as lsuv_
 from .lsuv import survey as survey
-from .solving.orthonormal import init_weights as init_weights
+from .solving.orthonormal import delta_orthogonal_ as delta_orthogonal_
 from .solving.orthonormal import orthonormal_ as orthonormal_
 from .telling.report import LayerReport as LayerReport
 from .telling.report import LSUVReport as LSUVReport
-from .telling.report import Survey as Survey
+from .telling.survey import Survey as Survey

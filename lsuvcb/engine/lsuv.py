@@ -17,42 +17,51 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from .errors import InputScaleWarning, TrainedModelWarning
+from .errors import InputScaleWarning, TrainedModelWarning, suggesting
 from .keeping.undisturbed import undisturbed
+from .measuring.pool import Group
+from .model.blocks import BlockChange
 from .model.trained import sign_of_training
 from .model.weights import Weights
-from .passes.measure import Look
-from .passes.runner import Forward, Runner, plan_of
+from .passes.forward import Forward
+from .passes.measure import InputMoments
+from .passes.plan import GIVEN, Goals, Orthonormal, Plan, Std
+from .passes.runner import Runner
 from .ranks import agree, group_of
 from .select import Selector
-from .telling.report import LayerSurvey, LSUVReport, Survey
-from .telling.rows import layer_reports, no_layers, warn_if_missed
+from .telling.report import LSUVReport
+from .telling.rows import Row, no_layers, rows_of, warn_if_missed, with_ties
+from .telling.survey import LayerSurvey, Survey
 from .writing.commit import changes_of, commit
-from .writing.undo import Setting, Undo
+from .writing.undo import Undo
 
 
+@suggesting
 def lsuv_(
     model: nn.Module,
     batch: Any,
     *,
-    measure: Literal["layer", "activation"] = "layer",
-    std: float = 1.0,
-    mean: float | None = None,
-    orthonormal: bool = True,
+    recipe: str = "balanced",
+    measure: Literal["layer", "activation"] = GIVEN,
+    std: Std = GIVEN,
+    mean: float | None = GIVEN,
+    orthonormal: Orthonormal = GIVEN,
     layers: Selector | None = None,
     activations: Any = None,
     tol: float = 1e-3,
     max_iters: int = 20,
     forward: Forward | None = None,
     generator: torch.Generator | None = None,
-    group: dist.ProcessGroup | None = None,
+    group: Group = None,
     verify: bool = True,
+    mask: Any = None,
 ) -> LSUVReport:
     """Scale each layer's weight in place, first to last, so that its output on `batch` has the std (and mean) asked for.
 
@@ -65,14 +74,27 @@ def lsuv_(
         model: any nn.Module with its values in place, on any device, in any mode, compiled or wrapped.
         batch: one batch of inputs as training sees them, a hundred samples or more for a good estimate: a tensor, a
             tuple or list of positional arguments, a mapping of keywords, or whatever `forward` takes.
-        measure: "layer" (the paper): the layer's own output, before its activation. "activation" (the course): the output
-            of the elementwise activation that takes the layer's output directly; at the layer where none does.
-        std: target population std over all values of an output, > 0.
-        mean: target mean, reached through the bias; None (the paper) leaves it alone.
-        orthonormal: first draw the weights orthonormal and set the biases to zero (the paper's first step); False
-            keeps the weights that the model has.
-        layers: which layers, as a module type, a tuple of types, a predicate on the module, or a list of modules or of
-            names as the report gives them; None: every weight at work.
+        recipe: the values of `measure`, `std`, `mean` and `orthonormal` that are not given:
+
+            "balanced"   "layer", "auto", None, "delta"      a start that trains
+            "paper"      "layer", 1, None, True              Algorithm 1 of the paper
+            "course"     "activation", 1, 0, False           the fast.ai course's lesson
+
+        measure: "layer": the layer's own output, before its activation. "activation": the output of the elementwise
+            activation that takes the layer's output directly; at the layer where none does.
+        std: target population std over all values of an output: a number > 0, or "auto": what suits the activation behind
+            each layer at this depth (see solving/auto.py), 1 / sqrt(k + 1) of it at the end of the k-th branch that is added to
+            a stream; layers with a normalisation right behind them and the head (it feeds no other weight) are left as they
+            are. Or a mapping from selectors (as `layers`, or one name) to numbers or "leave", the first that means a layer; the
+            recipe's for the rest.
+        mean: target mean, reached through the bias; None leaves it alone.
+        orthonormal: first draw the weights orthonormal as flat matrices and set the biases to zero (the paper's first step);
+            "delta": where a convolution keeps size and channels, only in the middle tap of its kernel; False keeps the weights
+            that the model has. A bias that was set on purpose (a value beyond 1 / sqrt(fan_in), or all equal and not zero) is
+            kept in any case.
+        layers: which layers, as a module type, a tuple of types, a predicate on the module, or a list of modules, of names as
+            the report gives them, and of patterns ("*.out_proj"); None: every weight at work. What is named is done, whatever
+            "auto" would leave.
         activations: for measure="activation", what counts as one besides torch's own: module types, modules, functions.
         tol: largest error of std and mean, as a part of `std`, > 0; a layer within it already is not touched. 1e-2 at
             least where weights or outputs are bf16 or fp16.
@@ -81,7 +103,11 @@ def lsuv_(
         generator: draws the orthonormal weights; None: torch's global CPU generator.
         group: moments are summed over the ranks of this process group; all of them must call, with equal weights. None:
             the group of a DDP or FSDP2 model; any other model is this process's own, and nothing is communicated.
-        verify: measure every layer before and after with a pass of its own (3 passes in all); False: 1 pass.
+        verify: measure every layer before and after with a pass of its own (3 passes in all); False: 1 pass. Models that use
+            a weight several times, or an output in ways that show late, take more.
+        mask: which values of an output count (padded positions do not): a boolean tensor over the leading dimensions (batch,
+            time) that an output shares, the name of one in a mapping batch, or a function of (layer's name, output) that
+            gives one, or None.
 
     Returns:
         LSUVReport: what was done to each weight, or why it was left alone. `print(report)` shows it.
@@ -93,8 +119,9 @@ def lsuv_(
         Whatever the model itself raises. After any exception, Ctrl-C too, all weights are bit for bit what they were.
 
     Warns:
-        InputScaleWarning: the batch's std is below 1/5 or above 5.
-        TrainedModelWarning: `orthonormal=True` on a model that looks trained: batch norms that have counted batches, norms
+        InputScaleWarning: the std of what the first layer reads of the batch is below 1/5 or above 5.
+        NotConvergedWarning: a layer is not at its target; it keeps its best try.
+        TrainedModelWarning: a draw (`orthonormal`) for a model that looks trained: batch norms that have counted batches, norms
             whose scales differ, weights that a Hub class loaded.
 
     Side effects:
@@ -106,52 +133,65 @@ def lsuv_(
         >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
         >>> report = lsuv_(net, torch.randn(256, 64))
-        >>> report.converged, [f"{layer.std_after:.4f}" for layer in report.layers]
-        (True, ['1.0000', '1.0000'])
+        >>> report.converged, [layer.status for layer in report.layers], round(report.layers[0].std_after, 4)
+        (True, ['scaled', 'left alone'], 1.0)
 
     References:
         Mishkin & Matas, "All you need is a good init", ICLR 2016, arXiv:1511.06422, Algorithm 1.
     """
-    plan = plan_of(measure, std, mean, tol, max_iters, layers, activations, group_of(model, group))
-    group = plan.group
-    began = time.perf_counter()
-    run = Runner(model, batch, forward, group)
-    _warn_of_input(run)
-    if orthonormal:
+    started = time.perf_counter()
+    plan = Plan.of(
+        recipe=recipe, measure=measure, std=std, mean=mean, orthonormal=orthonormal, layers=layers, activations=activations,
+        tol=tol, max_iters=max_iters, mask=mask, group=None if group is None else group,
+    )  # fmt: skip
+    run = Runner(model, batch, forward, group_of(model, group), mask)
+    plan = replace(plan, group=run.group)
+    if plan.draws:
         _warn_of_training(model)
     undo = Undo(generator)
     try:
-        with undisturbed(model, batch) as run.snapshot:
-            draws = _draws(generator, group) if orthonormal else None
-            before = run.measure(plan) if verify else {}
-            eye, values = run.scale(plan, draws)
-            if not any(w.uses and not w.unselected for w in eye.weights.all):
-                raise no_layers(run, layers, eye.weights.all)
-            changes = changes_of(eye.solutions, eye.biases, values)
-            settings = [Setting(w.block, eye.block_biases[w]) for w in eye.solutions if w.block is not None]
-            commit(changes, settings, undo)
-            run.snapshot.accept()
-            for block, _ in settings:
-                run.snapshot.renew(block.module)
-            after = run.measure(plan) if verify else {}
-            rows = layer_reports(eye, values, before, after)
-            seconds = time.perf_counter() - began
-            report = LSUVReport(rows, run.input_std, run.input_mean, run.passes, seconds, std, mean, tol)
-            warn_if_missed(report, eye)
+        with undisturbed(model, batch) as snapshot:
+            weights = Weights(model, layers)
+            goals = Goals(plan, weights)
+            draws = _draws(generator, run.group) if plan.draws else None
+            before = run.measure(weights, plan, snapshot) if verify else None
+            eye = run.solve(weights, goals, draws, snapshot)
+            if not any(eye.trail.uses(w) and w.selected for w in weights.all):
+                raise no_layers(run, snapshot, layers, eye.reasons)
+            kept = {w for w, solution in eye.solutions.of.items() if solution.rule == "kept"}
+            blocks = [BlockChange(weights.blocks[w], bias) for w, bias in eye.solutions.blocks.items()]
+            commit([*changes_of(eye.solutions.of, eye.solutions.biases), *blocks], undo)
+            snapshot.accept()
+            for change in blocks:
+                snapshot.renew(change.block.module)
+            after = run.measure(weights, plan, snapshot) if verify else None
+            rows = rows_of(eye, *({} if seen is None else seen.read(kept) for seen in (before, after)))
+            report = _report(run, plan, rows, time.perf_counter() - started)
+            _warn_of_input(run.input)
+            warn_if_missed(report, rows)
         if draws is not None:
-            _advance(generator, draws, group)
+            _advance(generator, draws, run.group)
         return report
     except BaseException:
         undo.restore()
         raise
 
 
-def survey(model: nn.Module, batch: Any, *, layers: Selector | None = None, forward: Forward | None = None) -> Survey:
+def _report(run: Runner, plan: Plan, rows: list[Row], seconds: float) -> LSUVReport:
+    layers, ties = with_ties(rows)
+    std, mean = run.input.numbers()
+    return LSUVReport(layers, std, mean, run.passes, seconds, plan.std, plan.mean, plan.tol, plan.recipe, ties)
+
+
+@suggesting
+def survey(
+    model: nn.Module, batch: Any, *, layers: Selector | None = None, forward: Forward | None = None, mask: Any = None
+) -> Survey:
     """Mean and std of every layer's output by depth, in one pass that changes nothing: do I need LSUV?
 
     Args:
-        model, batch, forward: as for `lsuv_`.
-        layers: the same selectors; None: every weight at work, at the output of its op.
+        model, batch, forward, mask: as for `lsuv_`.
+        layers: selectors, as for `lsuv_`; None: every weight at work, at the output of its op.
 
     Returns:
         Survey, with a `verdict`. `print(survey)` shows it.
@@ -168,26 +208,32 @@ def survey(model: nn.Module, batch: Any, *, layers: Selector | None = None, forw
         >>> survey(net, torch.randn(256, 64)).verdict
         'std falls from 0.566 to 0.0874 over 9 layers: vanishing; lsuv_ would help'
     """
-    run = Runner(model, batch, forward)
-    with undisturbed(model, batch) as run.snapshot:
-        eye = run.watch(Look(Weights(model, layers)))
-        found = [w for w in eye.weights.met if w.name in eye.found and not w.unselected]
+    run = Runner(model, batch, forward, mask=mask, name="survey")
+    with undisturbed(model, batch) as snapshot:
+        weights = Weights(model, layers)
+        eye = run.measure(weights, Plan.of(recipe="paper"), snapshot)
+        found = [w for w in eye.trail.in_order() if w in eye.found and w.selected]
         if not found:
-            raise no_layers(run, layers, eye.weights.all)
-    numbers, signals = eye.read(), eye.read_signals()
-    rows = [LayerSurvey(w.name, w.kind, *numbers[w.name], signals.get(w.name)) for w in found]
-    hidden = [w for w in eye.weights.all if w.tensor.ndim > 1 and w.name not in eye.found and not w.unselected]
-    return Survey(rows, run.input_std, run.input_mean, len(hidden))
+            raise no_layers(run, snapshot, layers, eye.reasons)
+    numbers = eye.read()
+    rows = [
+        LayerSurvey(name, w.kind, use.std, use.mean, use.signal)
+        for w in found
+        for name in w.names
+        for use in numbers[w]
+    ]
+    hidden = [w for w in weights.all if w.tensor.ndim > 1 and w not in eye.found and w.selected]
+    return Survey(rows, *run.input.numbers(), len(hidden))
 
 
-def _draws(generator: torch.Generator | None, group: dist.ProcessGroup | None) -> torch.Generator:
+def _draws(generator: torch.Generator | None, group: Group) -> torch.Generator:
     """The generator of the orthonormal draw: a copy, so that dropout draws the same in every pass; the first rank's."""
     source = generator or torch.default_generator
     state = source.get_state()
     return torch.Generator(source.device).set_state(state if group is None else agree(state, group))
 
 
-def _advance(generator: torch.Generator | None, draws: torch.Generator, group: dist.ProcessGroup | None) -> None:
+def _advance(generator: torch.Generator | None, draws: torch.Generator, group: Group) -> None:
     """Move the generator on by the draw. Global ones differ from rank to rank, and only the first rank's was used."""
     if generator is not None:
         generator.set_state(draws.get_state())
@@ -195,14 +241,18 @@ def _advance(generator: torch.Generator | None, draws: torch.Generator, group: d
         torch.set_rng_state(draws.get_state())
 
 
-def _warn_of_input(run: Runner) -> None:
-    if run.input_std is not None and (run.input_std < 0.2 or run.input_std > 5):
-        warnings.warn(
-            f"the batch has std {run.input_std:.3g}; LSUV sets every layer behind it to the target, but training is better "
-            "served by inputs of unit variance: normalise them first, `(x - mean) / std` with the training set's.",
-            InputScaleWarning,
-            stacklevel=3,
+def _warn_of_input(input: InputMoments) -> None:
+    std, _ = input.numbers()
+    if std is None or 0.2 <= std <= 5:
+        return
+    if std == 0:
+        what = "all values of the batch are equal; nothing of it tells one sample from another"
+    else:
+        what = (
+            f"the batch has std {std:.3g}; LSUV sets every layer behind it to the target, but training is better served by "
+            "inputs of unit variance: normalise them first, `(x - mean) / std` with the training set's"
         )
+    warnings.warn(f"{what}.", InputScaleWarning, stacklevel=4)
 
 
 def _warn_of_training(model: nn.Module) -> None:
@@ -211,5 +261,5 @@ def _warn_of_training(model: nn.Module) -> None:
             f"{sign}: this model looks trained, and the orthonormal step replaces its weights. Use `orthonormal=False` to "
             "rescale the weights that it has.",
             TrainedModelWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

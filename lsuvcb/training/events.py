@@ -101,3 +101,28 @@ def name_callback(e: BaseException, handler: Callable[..., Any], event: str) -> 
     """Add a note to `e` that says which callback raised it, at which event; the Cancel exceptions carry none."""
     if not isinstance(e, tuple(CANCEL.values())):
         e.add_note(f"raised in {owner_name(handler)}.{event}")
+
+
+def fire(event: str, handlers: Iterable[Handler], learn: Any) -> None:
+    """Call each handler of `event` with the learner; an exception gains a note that names callback and event."""
+    for handler in handlers:
+        try:
+            handler(learn)
+        except Exception as e:
+            name_callback(e, handler, event)
+            raise
+
+
+def fire_every(event: str, handlers: Iterable[Handler], learn: Any, failure: BaseException | None) -> None:
+    """Call each handler of a clean-up: one that fails keeps no other from its work, and hides no `failure` that led here."""
+    first: BaseException | None = None
+    for handler in handlers:
+        try:
+            handler(learn)
+        except BaseException as e:  # Ctrl-C, too, waits until everything is tidied up
+            name_callback(e, handler, event)
+            first = first or e
+    if first is not None and (failure is None or not isinstance(first, Exception)):
+        raise first
+    if first is not None and failure is not None:
+        failure.add_note(f"Then, while cleaning up: {first!r} ({'; '.join(getattr(first, '__notes__', ()))})")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..callback.past import note_trained
 from ..engine.select import Selector
-from ..engine.telling.report import Survey
+from ..engine.telling.survey import Survey
 from . import loop
 from .events import Callback, as_callbacks
 from .loop import Loop

@@ -35,9 +35,8 @@ The five steps (predict, get_loss, backward, step, zero_grad) are taught by a ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from numbers import Real
 from typing import Any
 
@@ -45,13 +44,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn, optim
 
-from .batches import empty_loader, length
-from .events import CANCEL, EVENTS, STEPS, Callback, Handler, as_callbacks, name_callback, owner_name
+from .batches import empty_loader
+from .checks import check_loaders, check_steps
+from .events import CANCEL, Callback, as_callbacks, fire_every
+from .hearing import Hearing
 
-_ABSENT = object()
 
-
-class Loop:
+class Loop(Hearing):
     """A model, its data and its loss function, trained by `fit`; what happens on the way is up to the callbacks.
 
     Args:
@@ -96,12 +95,10 @@ class Loop:
         opt_func: Callable[..., optim.Optimizer] | None = optim.SGD,
     ) -> None:
         self.model, self.dls, self.loss_func, self.lr, self.opt_func = model, dls, loss_func, lr, opt_func
-        self.cbs = as_callbacks(cbs)
+        super().__init__(as_callbacks(cbs))
         self.n_epochs, self.epochs = 0, range(0)
         self.do_train = self.do_valid = False
         self.history: list[dict[str, Any]] = []
-        self._events: dict[str, list[Handler]] | None = None
-        self._before_this_fit: dict[str, Any] = {}
 
     # The loop
 
@@ -131,13 +128,14 @@ class Loop:
         if not isinstance(n_epochs, int) or n_epochs < 0:
             raise ValueError(f"`n_epochs` must be an integer >= 0, got {n_epochs!r}.")
         inside = self._events is not None  # a callback's fit, which leaves all of the outer one as it was
-        outside = {k: v for k, v in vars(self).items() if inside or k in ("cbs", "_events", "_before_this_fit")}
-        self.cbs, self._before_this_fit, self.stepped = [*self.cbs, *as_callbacks(cbs)], {}, False
+        outside = {k: v for k, v in vars(self).items() if inside or k in ("cbs", "_events", "_this_fit")}
+        self.cbs, self._this_fit, self.stepped = [*self.cbs, *as_callbacks(cbs)], ExitStack(), False
         try:
             self._listen()
             self.do_train, self.do_valid = bool(train and n_epochs), bool(valid and n_epochs)
             self.n_inp = next((cb.n_inp for cb in self.cbs if hasattr(cb, "n_inp")), type(self).n_inp)
-            self._check()
+            check_steps(self)
+            check_loaders(self)
             self.n_epochs, self.epochs, self.history = n_epochs, range(n_epochs), []
             if self.opt_func is not None:
                 rate = self.lr if lr is None else lr  # numpy's numbers could not be read back from a checkpoint
@@ -146,28 +144,8 @@ class Loop:
                 "fit", lambda: self.all_epochs()
             )  # looked up behind before_fit, where a callback may replace it
         finally:
-            self._undo_this_fit()
+            self._this_fit.close()
             vars(self).update(outside)
-
-    def _check(self) -> None:
-        """Every step is taught once, every loader can give a batch; else a ValueError says what is missing."""
-        for step in STEPS if self.do_train else STEPS[:2] if self.do_valid else ():
-            teachers = [owner_name(handler) for handler in self.heard(step)]
-            if hasattr(type(self), step):
-                teachers.insert(0, type(self).__name__)
-            if not teachers and step not in vars(self):
-                raise ValueError(
-                    f"Nothing teaches this {type(self).__name__} to `{step}`: add TrainCB() to its callbacks, or use "
-                    f"TrainLearner. Its callbacks: {', '.join(type(cb).__name__ for cb in self.cbs) or 'none'}."
-                )
-            if len(teachers) > 1:
-                raise ValueError(f"`{step}` must be taught by one, got {' and '.join(teachers)}; keep one of them.")
-        for name in [name for name, used in (("train", self.do_train), ("valid", self.do_valid)) if used]:
-            loader = getattr(self.dls, name, None)
-            if loader is None:
-                raise ValueError(f"fit({name}=True) needs `dls.{name}`, got None; pass {name}=False to leave it out.")
-            if length(loader) == 0:
-                raise ValueError(empty_loader(self.dls, name))
 
     def all_epochs(self, first: int = 0) -> None:
         """The epochs of this fit from `first` on, each with its passes over the training and the validation loader."""
@@ -217,68 +195,10 @@ class Loop:
             failure = None if isinstance(e, tuple(CANCEL.values())) else e
             raise
         finally:
-            self._cleanup(f"cleanup_{stage}", failure)
-
-    # Events
-
-    def _handlers(self, event: str) -> list[Handler]:
-        return [getattr(cb, event) for cb in sorted(self.cbs, key=lambda cb: cb.order) if hasattr(cb, event)]
-
-    def _listen(self) -> None:
-        self._events = {name: self._handlers(name) for name in (*EVENTS, *STEPS)}
-
-    @contextmanager
-    def hearing(self, cbs: Iterable[Callback]) -> Iterator[None]:
-        """Inside, in a fit, its events and steps go to `cbs` instead of the learner's own callbacks."""
-        held = self.cbs, self._events
-        self.cbs = list(cbs)
-        self._listen()
-        try:
-            yield
-        finally:
-            self.cbs, self._events = held
-
-    def heard(self, event: str) -> list[Handler]:
-        """The handlers of `event` or of a step, in the order in which they are called."""
-        return self._handlers(event) if self._events is None or event not in self._events else self._events[event]
-
-    def callback(self, event: str) -> None:
-        """Fire `event`: every callback that has a method of this name is called with the learner."""
-        for handler in self.heard(event):
-            try:
-                handler(self)
-            except Exception as e:
-                name_callback(e, handler, event)
-                raise
-
-    def _cleanup(self, event: str, failure: BaseException | None) -> None:
-        # As `callback`, but one that fails keeps no other from cleaning up, and hides no `failure` that led here.
-        first: BaseException | None = None
-        for handler in self.heard(event):
-            try:
-                handler(self)
-            except BaseException as e:  # Ctrl-C, too, waits until everything is tidied up
-                name_callback(e, handler, event)
-                first = first or e
-        if first is not None and (failure is None or not isinstance(first, Exception)):
-            raise first
-        if first is not None and failure is not None:
-            failure.add_note(f"Then, while cleaning up: {first!r} ({'; '.join(getattr(first, '__notes__', ()))})")
+            event = f"cleanup_{stage}"
+            fire_every(event, self.heard(event), self, failure)
 
     # What a callback may use
-
-    def for_this_fit(self, **attributes: Any) -> None:
-        """Set attributes of the learner, steps among them, until this fit ends: `for_this_fit(predict=my_predict)`."""
-        for name, value in attributes.items():
-            self._before_this_fit.setdefault(name, vars(self).get(name, _ABSENT))
-            setattr(self, name, value)
-
-    def _undo_this_fit(self) -> None:
-        for name, value in self._before_this_fit.items():
-            if value is _ABSENT:
-                vars(self).pop(name, None)
-            else:
-                setattr(self, name, value)
 
     def gather(self, values: Any, samples: bool = False) -> Any:
         """The tensors in `values` from all processes of a distributed fit, one behind the other; here: as they are.
@@ -287,11 +207,6 @@ class Loop:
             samples: they are of this batch's samples, one row each: those that a sampler repeated are left out.
         """
         return values
-
-    def __getattr__(self, name: str) -> Any:
-        if name in STEPS:
-            return partial(self.callback, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def training(self) -> bool:

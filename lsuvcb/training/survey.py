@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..engine.lsuv import survey
 from ..engine.select import Selector
-from ..engine.telling.report import Survey
+from ..engine.telling.survey import Survey
 from .events import Callback, CancelFitException
 from .loop import Loop
 from .lsuv_callback import LSUVCallback

@@ -11,10 +11,11 @@ from torch import nn
 
 from ..callback.loader_batch import drawn_here
 from ..engine.errors import LSUVError
-from ..engine.keeping.attributes import attributes_kept, autocast_kept, modes_kept
+from ..engine.keeping.attributes import attributes_kept, modes_kept
+from ..engine.keeping.autocast import autocast_kept
 from ..engine.keeping.generators import rewound
 from ..engine.keeping.undisturbed import devices_of, undisturbed
-from ..engine.passes.runner import fresh
+from ..engine.passes.forward import fresh
 from .batches import empty_loader
 from .events import BATCH_EVENTS, CANCEL, Callback, CancelBatchException, CancelEpochException
 from .loop import Loop

@@ -67,12 +67,13 @@ def ratio(make: Callable[[], nn.Module], x: torch.Tensor, init: Callable[[nn.Mod
     return statistics.median(found)
 
 
-def closed_form(x: torch.Tensor) -> Callable[[nn.Module], object]:
-    return lambda model: lsuv_(model, x, orthonormal=False, verify=False)
+def lsuv(recipe: str) -> Callable[[torch.Tensor], Callable[[nn.Module], object]]:
+    """The passes alone, without the draw, whose cost is that of its QR."""
 
+    def init(x: torch.Tensor) -> Callable[[nn.Module], object]:
+        return lambda model: lsuv_(model, x, recipe=recipe, orthonormal=False, verify=False)
 
-def behind_activation(x: torch.Tensor) -> Callable[[nn.Module], object]:
-    return lambda model: lsuv_(model, x, measure="activation", mean=0.0, orthonormal=False, verify=False)
+    return init
 
 
 def peer_lsuv(x: torch.Tensor) -> Callable[[nn.Module], object]:
@@ -110,16 +111,20 @@ def costs(peers: bool, runs: int) -> None:
     image, digits = torch.randn(8, 3, 224, 224), torch.randn(1024, 1, 28, 28)
     vector = torch.randn(512, 256)
     rows = [
-        ("resnet50, 224, batch 8", tv.resnet50, image, closed_form, 1.25, runs),
-        ("vgg11, 224, batch 8", tv.vgg11, image, closed_form, 1.25, runs),
-        ("MLP of 400 layers, width 256, batch 512", partial(mlp, 400), vector, closed_form, 1.6, 3 * runs),
-        ('course model, batch 1024, measure="activation"', course, digits, behind_activation, 8, 5 * runs),
+        ("resnet50, 224, batch 8", tv.resnet50, image, "paper", 1.25, runs),
+        ("vgg11, 224, batch 8", tv.vgg11, image, "paper", 1.25, runs),
+        ("resnet50, 224, batch 8", tv.resnet50, image, "balanced", 1.25, runs),
+        ("vgg11, 224, batch 8", tv.vgg11, image, "balanced", 1.25, runs),
+        ("MLP of 400 layers, width 256, batch 512", partial(mlp, 400), vector, "paper", 1.6, 3 * runs),
+        ("MLP of 400 layers, width 256, batch 512", partial(mlp, 400), vector, "balanced", 2.0, 3 * runs),
+        ("course model, batch 1024", course, digits, "course", 8, 5 * runs),
     ]
-    print("| cost in plain forwards | lsuvcb | bound | lsuv | anyinit |\n|---|---|---|---|---|")
-    for name, make, x, init, bound, n in rows:
-        ours = ratio(make, x, init(x), n)
-        others = [attempt(make, x, peer) if peers else "-" for peer in (peer_lsuv, peer_anyinit)]
-        print(f"| {name} | {ours:.2f} | <= {bound} | {' | '.join(others)} |", flush=True)
+    print("| cost in plain forwards | recipe | lsuvcb | bound | lsuv | anyinit |\n|---|---|---|---|---|---|")
+    for name, make, x, recipe, bound, n in rows:
+        ours = ratio(make, x, lsuv(recipe)(x), n)
+        peer = peers and recipe != "balanced"  # once for each model
+        others = [attempt(make, x, other) if peer else "-" for other in (peer_lsuv, peer_anyinit)]
+        print(f"| {name} | {recipe} | {ours:.2f} | <= {bound} | {' | '.join(others)} |", flush=True)
 
 
 def growth(runs: int) -> None:
@@ -128,7 +133,7 @@ def growth(runs: int) -> None:
     for depth in (25, 50, 100, 200, 400):
         model = mlp(depth)
         copies = [copy.deepcopy(model) for _ in range(runs + 1)]
-        init = closed_form(x)
+        init = lsuv("paper")(x)
         init(copies.pop())
         each = min(seconds(partial(init, m)) for m in copies) / depth
         print(f"| {depth} | {ratio(partial(mlp, depth), x, init, runs):.2f} | {1e3 * each:.3f} |", flush=True)

@@ -6,9 +6,8 @@ import copy
 
 import pytest
 import torch
+from paper import lsuv_
 from torch import nn
-
-from lsuvcb import lsuv_
 
 pytestmark = pytest.mark.gpu
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lsuvcb.engine import init_weights, orthonormal_
-from lsuvcb.engine.solving.orthonormal import gain
+from lsuvcb.engine import orthonormal_
+from lsuvcb.nets import gain, init_weights
 
 SHAPES = [(5, 5), (3, 8), (8, 3), (4, 2, 3, 3), (20, 2, 3, 3), (6, 1, 5), (1, 7), (7, 1), (4, 2, 2, 2, 2)]
 

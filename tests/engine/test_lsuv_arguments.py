@@ -6,18 +6,19 @@ from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
+from paper import lsuv_
 from probe import probed
 from small_nets import Net, lively, matrix, relu_mlp
 from torch import nn
 from traces import bits, rng, weights_of
 
+import lsuvcb
 from lsuvcb.engine import (
     InputScaleWarning,
     LSUVError,
     LSUVWarning,
     NoLayersError,
     TrainedModelWarning,
-    lsuv_,
     orthonormal_,
     survey,
 )
@@ -384,7 +385,7 @@ def test_lsuv_inside_no_grad_and_inference_mode_works_the_same():
 def test_lsuv_input_far_from_unit_std_warns_with_its_std_and_advice(size):
     x = X / X.std(correction=0) * size
     with pytest.warns(InputScaleWarning, match=rf"the batch has std {size:.3g}; .*normalise them first") as caught:
-        report = lsuv_(lively(), x)
+        report = lsuvcb.lsuv_(lively(), x, recipe="paper")
     assert caught[0].filename == __file__
     assert issubclass(InputScaleWarning, LSUVWarning)
     assert report.input_std == pytest.approx(size)
@@ -411,7 +412,7 @@ def test_lsuv_trained_model_warns_before_its_weights_are_replaced():
     with pytest.warns(
         TrainedModelWarning, match=r"'1' \(BatchNorm1d\) has counted 2 batches.*`orthonormal=False`"
     ) as caught:
-        lsuv_(net, X)
+        lsuvcb.lsuv_(net, X, recipe="paper")
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")

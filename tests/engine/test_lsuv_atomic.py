@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from paper import lsuv_
 from small_nets import Net, lively, matrix
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack, _pop_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 from traces import bits, differences, rng, weights_of
 
+import lsuvcb
 import lsuvcb.engine
-from lsuvcb.engine import InputScaleWarning, LSUVError, NotConvergedWarning, TrainedModelWarning, lsuv_, survey
-from lsuvcb.engine.writing.undo import Change, Undo
+from lsuvcb.engine import InputScaleWarning, LSUVError, NotConvergedWarning, TrainedModelWarning, survey
+from lsuvcb.engine.model.home import Change
+from lsuvcb.engine.writing.undo import Undo
 
 PACKAGE = str(Path(lsuvcb.engine.__file__).parent)
 ARGUMENTS = {
@@ -286,7 +289,7 @@ def test_lsuv_not_converged_as_a_warning_keeps_the_new_weights():
     before = bits(net.fc.weight)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report = lsuv_(net, torch.randn(64, 6))
+        report = lsuvcb.lsuv_(net, torch.randn(64, 6), recipe="paper")
     assert [w.category for w in caught] == [NotConvergedWarning]
     assert caught[0].filename == __file__
     assert bits(net.fc.weight) != before

@@ -8,10 +8,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from paper import lsuv_
 from small_nets import Net, matrix
 from torch import nn
 
-from lsuvcb import LSUVError, NotConvergedWarning, lsuv_
+from lsuvcb import LSUVError, NotConvergedWarning
 from lsuvcb.engine.solving import nonlinear
 from lsuvcb.nets import ConvLayer, GeneralRelu, get_model
 
@@ -147,11 +148,14 @@ class QuickGELU(nn.Module):
 
 def test_activations_argument_makes_a_module_of_one_s_own_count():
     model, x = nn.Sequential(nn.Linear(8, 32), QuickGELU()), torch.randn(1024, 8)
-    plain = lsuv_(copy.deepcopy(model), x, measure="activation")
-    assert plain.layers[0].reason == "measured at the layer: its output goes to mul"
-    report = lsuv_(model, x, measure="activation", activations=QuickGELU)
-    assert report.layers[0].reason == ""
-    assert outputs_of(model, x, QuickGELU)[0][0] == pytest.approx(1, abs=1e-3)
+    plain = copy.deepcopy(model)
+    for net, named in (
+        (plain, None),
+        (model, QuickGELU),
+    ):  # a module that begins with an activation counts without a name
+        report = lsuv_(net, x, measure="activation", activations=named)
+        assert report.layers[0].reason == ""
+        assert outputs_of(net, x, QuickGELU)[0][0] == pytest.approx(1, abs=1e-3)
 
 
 class Swish(nn.Module):
@@ -258,14 +262,16 @@ def test_activation_std_out_of_reach_does_not_saturate_and_warns():
 
 def test_activation_dead_relu_without_a_bias_to_move_is_left_alone():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
-    nn.init.constant_(model[0].bias, -100)
-    report = lsuv_(model, torch.randn(64, 4), measure="activation", orthonormal=False, verify=False)
+    nn.init.constant_(model[0].weight, -1)
+    nn.init.zeros_(model[0].bias)
+    report = lsuv_(model, torch.randn(64, 4).abs(), measure="activation", orthonormal=False, verify=False)
     assert report.layers[0].reason == "constant output of its activation: no scale gives it a spread"
 
 
 def test_activation_dead_relu_comes_to_life_by_its_bias():
-    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.randn(512, 4)
-    nn.init.constant_(model[0].bias, -100)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.randn(512, 4).abs()
+    nn.init.constant_(model[0].weight, -1)
+    nn.init.zeros_(model[0].bias)
     lsuv_(model, x, measure="activation", mean=0.5, orthonormal=False)
     assert outputs_of(model, x, nn.ReLU)[0] == pytest.approx((1, 0.5), abs=1e-3)
 

@@ -9,12 +9,13 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from paper import lsuv_
 from probe import forwards, probed
 from small_nets import Net, lively, matrix, relu_mlp
 from torch import nn
 from traces import bits, differences, traces, weights_of
 
-from lsuvcb.engine import NotConvergedWarning, lsuv_, survey
+from lsuvcb.engine import NotConvergedWarning, survey
 from lsuvcb.engine.writing.undo import Undo
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(5))

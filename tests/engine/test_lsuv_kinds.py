@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from paper import lsuv_
+from probe import probed
 from small_nets import Net, matrix
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from traces import weights_of
 
-from lsuvcb.engine import LSUVReport, NoLayersError, lsuv_
+from lsuvcb.engine import LSUVReport, NoLayersError
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(5))
 BOTH = pytest.mark.parametrize("orthonormal", [True, False])
@@ -73,9 +75,12 @@ def test_lsuv_layer_shared_across_depth_is_scaled_once_and_its_uses_counted(orth
     block = nn.Sequential(nn.Linear(6, 6), nn.Tanh())  # ALBERT: one block, run again and again
     net = Net(lambda net, x: net.head(net.block(net.block(net.block(x)))), block=block, head=nn.Linear(6, 3))
     report = lsuv_(net, X, orthonormal=orthonormal)
-    assert rows(report) == {"block.0": ("scaled", ""), "head": ("scaled", "")}
+    assert rows(report)["head"] == ("scaled", "")
+    uses = [s.std for s in probed(net, X)["block.0"]]
+    assert rows(report)["block.0"] == ("scaled", f"std {min(uses):.3g} to {max(uses):.3g} over 3 uses")
     assert [r.uses for r in report.layers] == [3, 1]
-    assert std(block[0](X)) == pytest.approx(1, abs=1e-3)
+    h = block(X)
+    assert std(torch.cat([block[0](X), block[0](h), block[0](block(h))])) == pytest.approx(1, abs=1e-3)
     assert std(net(X)) == pytest.approx(1, abs=1e-3)  # the head saw what the later uses give
 
 

@@ -3,10 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from paper import lsuv_
 from small_nets import Net, matrix
 from torch import nn
-
-from lsuvcb.engine import lsuv_
 
 N, I, O = 48, 6, 5  # noqa: E741 - batch, in, out
 X = torch.randn(N, I, generator=torch.Generator().manual_seed(5))
@@ -38,7 +37,7 @@ def initialised(run, batch=X, orthonormal=True, **parts):
 
 
 _DRAW = torch.Generator().manual_seed(7)
-W, B = torch.randn(I, O, generator=_DRAW), torch.randn(O, generator=_DRAW)
+W, B = torch.randn(I, O, generator=_DRAW), (torch.rand(O, generator=_DRAW) * 2 - 1) / I**0.5  # as torch draws biases
 OPS = {
     "linear": lambda net, x: F.linear(x, net.w.T, net.b),
     "linear by keyword": lambda net, x: F.linear(input=x, bias=net.b, weight=net.w.T),
@@ -195,9 +194,9 @@ def test_lsuv_weight_that_was_only_looked_at_is_scaled(look):
 
 
 BIASES = {
-    "a view": (lambda b: b.view(-1), torch.randn(1, O)),
-    "a copy": (lambda b: b.clone(), torch.randn(O)),
-    "a cast there and back": (lambda b: b.double().float(), torch.randn(O)),
+    "a view": (lambda b: b.view(-1), B[None]),
+    "a copy": (lambda b: b.clone(), B),
+    "a cast there and back": (lambda b: b.double().float(), B),
 }
 
 
@@ -251,7 +250,7 @@ def test_lsuv_bias_that_two_layers_share_keeps_what_was_solved():
     def run(net, x):
         return taken(F.linear(taken(F.linear(x, net.a, net.b)), net.c, net.b))
 
-    net = Net(run, a=matrix(I, I), c=matrix(I, I), b=torch.randn(I))
+    net = Net(run, a=matrix(I, I), c=matrix(I, I), b=torch.rand(I) / I**0.5)
     report = lsuv_(net, X, orthonormal=False)
     stds = dict(zip("ac", std_of(net, X), strict=True))
     assert [stds[r.name] for r in report.layers if r.status == "scaled"] == pytest.approx([1], abs=1e-3)

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from paper import lsuv_
 from small_nets import relu_mlp
 from torch import nn
 
-from lsuvcb.engine import lsuv_, orthonormal_
+from lsuvcb.engine import orthonormal_
 
 
 @torch.no_grad()

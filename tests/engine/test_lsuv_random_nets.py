@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from probe import forwards, probe, report_name
+from paper import lsuv_
+from probe import forwards, over_all, probe, report_name
 from torch import nn
 
-from lsuvcb import NoLayersError, lsuv_
+from lsuvcb import NoLayersError
 from lsuvcb.nets import GeneralRelu
 
 WIDTH, ROWS = 8, 64
@@ -167,7 +168,8 @@ def test_lsuv_random_net_holds_every_promise(undisturbed, plan, seed, dtype, tra
     rng = torch.get_rng_state()
     with undisturbed(model, draws=orthonormal), forwards(model) as calls:
         report = lsuv_(model, x, orthonormal=orthonormal, verify=False)
-    assert len(calls) == 1
+    assert len(calls) == report.passes
+    assert report.passes == 1 or any(row.uses > 1 for row in report.layers)
 
     torch.set_rng_state(rng)  # the same dropout as in the pass
     clone = copy.deepcopy(model)
@@ -179,7 +181,7 @@ def test_lsuv_random_net_holds_every_promise(undisturbed, plan, seed, dtype, tra
         if row.status == "left alone":
             assert row.reason
         elif name in seen:  # a weight_norm's values lie in no parameter, and the probe cannot see them
-            assert abs(seen[name][0].std - 1) <= tol, (name, row, seen[name][0])
+            assert abs(over_all(seen[name]) - 1) <= tol, (name, row, seen[name])
     computed = {n.split(".parametrizations")[0] for n, _ in model.named_parameters() if ".parametrizations" in n}
     matrices = {
         report_name(model, n) for n, p in model.named_parameters() if p.ndim > 1 and ".parametrizations" not in n
@@ -200,10 +202,12 @@ def test_lsuv_random_net_is_at_any_target_or_says_why_not(
     x = torch.randn(ROWS, WIDTH).to(dtype)
     with undisturbed(model, draws=orthonormal), forwards(model) as calls:
         report = lsuv_(model, x, measure=measure, std=std, mean=mean, orthonormal=orthonormal)
-    assert len(calls) == report.passes == 3
+    assert len(calls) == report.passes
+    again = any(row.uses > 1 or "another op" in row.reason for row in report.layers)
+    assert report.passes == 3 or (again and report.passes > 3)
     tol = (3e-2 if dtype == torch.bfloat16 else 1e-3) * std
     for row in report.layers:
-        moves = mean is not None and "mean not moved" not in row.reason
+        moves = mean is not None and "mean not moved" not in row.reason and row.uses == 1
         if row.status in ("scaled", "unchanged"):
             assert abs(row.std_after - std) <= tol, row
             assert not moves or abs(row.mean_after - mean) <= tol, row

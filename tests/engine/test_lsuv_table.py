@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from paper import lsuv_
 from probe import probed
 from small_nets import Net, column, linear, lively
 from torch import nn
 from traces import bits, weights_of
-
-from lsuvcb.engine import lsuv_
 
 X = column(1.0, 3.0)  # mean 2, std 1
 
@@ -132,39 +131,58 @@ def test_lsuv_second_run_changes_no_bit():
     assert {r.status for r in report.layers} == {"unchanged"}
 
 
-def test_lsuv_weight_used_twice_is_scaled_once_for_its_first_use():
-    # f(x) = 2x + 1: the first output has std 2, so f becomes x + 0.5; f(f(x)) = x + 1
-    net = Net(lambda net, x: net.f(net.f(x)), f=linear(2, 1))
+def twice():
+    """f(f(x)) for f = 2x + 1 on 1 and 3: for a scale s the two uses give 3s, 7s and 6s^2 + s, 14s^2 + s."""
+    return Net(lambda net, x: net.f(net.f(x)), f=linear(2, 1))
+
+
+def scale_of_twice():
+    """The s for which these four values together have variance 1, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        s = (low + high) / 2
+        values = torch.tensor([3 * s, 7 * s, 6 * s**2 + s, 14 * s**2 + s], dtype=torch.float64)
+        low, high = (s, high) if values.std(correction=0) < 1 else (low, s)
+    return s
+
+
+def test_lsuv_weight_used_twice_has_std_1_over_both_uses():
+    net = twice()
     r = row(lsuv_(net, X, orthonormal=False), "f")
-    assert values(net.f) == [1.0, 0.5]
-    assert (r.uses, r.scale) == (2, 0.5)
-    assert net(X).flatten().tolist() == [2.0, 4.0]
+    assert r.uses == 2
+    assert r.scale == pytest.approx(scale_of_twice(), rel=1e-3)
+    assert values(net.f) == pytest.approx([2 * r.scale, r.scale], rel=1e-6)
+    # the row tells how the two are apart: 2s and 4s^2
+    low, high = sorted([2 * r.scale, 4 * r.scale**2])
+    assert r.reason == f"std {low:.3g} to {high:.3g} over 2 uses"
+    assert torch.cat([net.f(X), net.f(net.f(X))]).std(correction=0).item() == pytest.approx(1, abs=1e-3)
 
 
 def test_lsuv_weight_used_twice_hands_on_its_new_values_both_times():
-    # after f = x + 0.5 twice the input of g is 2, 4, so g = 8x has std 8
     net = Net(lambda net, x: net.g(net.f(net.f(x))), f=linear(2, 1), g=linear(8))
     lsuv_(net, X, orthonormal=False)
-    assert values(net.f) + values(net.g) == [1.0, 0.5, 1.0]
-    assert [s.std for s in probed(net, X)["g"]] == [1.0]
+    assert [s.std for s in probed(net, X)["g"]] == [pytest.approx(1, abs=1e-6)]
 
 
 def test_lsuv_weight_shared_by_two_modules_is_scaled_once():
-    # a: 2x -> x. Whatever becomes of b's own bias, c must see what will be there: its output has std 1
+    # whatever becomes of b's own bias, c must see what will be there: its output has std 1
     a, b, c = linear(2, 3), linear(2, 4), linear(8)
     b.weight = a.weight
     net = nn.Sequential(a, b, c)
     report = lsuv_(net, X, orthonormal=False)
     assert a.weight is b.weight
-    assert [(r.name, r.uses, r.scale) for r in report.layers] == [("0", 2, 0.5), ("2", 1, 0.125)]
-    assert values(a) == [1.0, 1.5]
-    assert probed(net, X)["2"][0].std == 1.0
+    first = row(report)
+    assert (first.uses, row(report, "2").uses) == (2, 1)
+    assert values(a) == pytest.approx([2 * first.scale, 3 * first.scale], rel=1e-6)
+    assert torch.cat([a(X), b(a(X))]).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+    assert probed(net, X)["2"][0].std == pytest.approx(1, abs=1e-5)
 
 
 def test_lsuv_mean_of_a_weight_used_twice_belongs_to_its_first_use():
     net = Net(lambda net, x: net.f(net.f(x)), f=linear(2, 1))
     lsuv_(net, X, orthonormal=False, mean=0)
-    assert values(net.f) == [1.0, -2.0]  # x - 2 has mean 0, (x - 2) - 2 has not
+    assert net.f(X).mean().item() == pytest.approx(0, abs=1e-5)
+    assert net.f(net.f(X)).mean().item() != pytest.approx(0, abs=1e-2)
 
 
 def test_lsuv_optimizer_made_before_stays_valid():

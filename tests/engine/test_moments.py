@@ -90,13 +90,13 @@ def test_moments_of_parts_with_a_nan_are_no_numbers():
 def test_moments_as_a_gpu_finds_them_are_0_d_tensors_with_the_same_values(offset):
     """The way of the other devices, on the CPU's tensors."""
     x = torch.randn(3000) + offset
-    found = room._joined([room._device_moments(part) for part in x.split(700)])
+    found = room.joined([room._device_moments(part) for part in x.split(700)])
     here = moments(x)
     for there, value in ((found.mean, here.mean), (found.std, here.std), (found.peak, x.abs().max())):
         assert isinstance(there, torch.Tensor)
         assert there.item() == pytest.approx(float(value), rel=1e-4, abs=1e-6)
     assert not found.constant
-    assert room._joined([room._device_moments(torch.full((n,), 3.0)) for n in (2, 5)]).constant
+    assert room.joined([room._device_moments(torch.full((n,), 3.0)) for n in (2, 5)]).constant
 
 
 def test_moments_of_a_large_low_precision_tensor_make_no_float32_copy_of_it(monkeypatch):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from no_gpu import Waits, fake_cuda
+from paper import lsuv_
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lsuvcb import lsuv_
 from lsuvcb.engine.measuring import moments
 from lsuvcb.engine.solving import nonlinear
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import two_ranks
+from paper import lsuv_
 
-from lsuvcb import LSUVError, lsuv_
+from lsuvcb import LSUVError
 
 CASES = [(variant, kind) for variant in two_ranks.VARIANTS for kind in two_ranks.MODELS]
 

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from paper import lsuv_
 from small_nets import Net, lively, relu_mlp
 from torch import nn
 
-from lsuvcb.engine import LayerReport, LSUVReport, lsuv_
+from lsuvcb.engine import LayerReport, LSUVReport
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(5))
 DEEP = "encoder.layers.encoder_layer_{}.self_attention_with_relative_positions.output_projection.{}"
@@ -31,8 +32,8 @@ def left(name, reason="not used in this pass", kind="Linear"):
 
 def test_report_fields_are_those_of_the_design():
     assert [f.name for f in dataclasses.fields(LayerReport)] == [
-        "name", "kind", "status", "reason", "std_before", "mean_before", "std_after", "mean_after", "scale", "shift",
-        "iterations", "uses",
+        "name", "kind", "status", "reason", "target", "std_before", "mean_before", "std_after", "mean_after", "signal_after",
+        "scale", "shift", "iterations", "uses",
     ]  # fmt: skip
     assert {f.name for f in dataclasses.fields(LSUVReport)} >= {
         "layers", "input_std", "input_mean", "passes", "seconds",

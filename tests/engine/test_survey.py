@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from paper import lsuv_
 from probe import forwards, probed
 from small_nets import column, linear, lively, relu_mlp
 from torch import nn
 
-from lsuvcb.engine import Survey, lsuv_, survey
-from lsuvcb.engine.telling.report import LayerSurvey
+from lsuvcb.engine import Survey, survey
+from lsuvcb.engine.telling.survey import LayerSurvey
 
 
 def of(*stds, signals=None):

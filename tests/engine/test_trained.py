@@ -5,10 +5,11 @@ import re
 
 import pytest
 import torch
+from paper import lsuv_
 from small_nets import Net
 from torch import nn
 
-from lsuvcb import TrainedModelWarning, lsuv_
+from lsuvcb import TrainedModelWarning
 from lsuvcb.engine.model.trained import has_stepped, sign_of_training
 from lsuvcb.nets import BatchNorm, LayerNorm
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from probe import probe
+from paper import lsuv_
+from probe import over_all, probe
 from required import need_package
 from torch import nn
-
-from lsuvcb.engine import lsuv_
 
 pytestmark = pytest.mark.slow
 
@@ -76,5 +75,5 @@ def test_transformers_model_is_at_its_target_or_named(case, orthonormal, undistu
     assert {r.name for r in report.layers if r.uses == 0 and r.status == "scaled"} == set()
     with torch.no_grad(), probe(model) as seen:
         model(**batch)
-    off = {name: uses[0].std for name, uses in seen.items() if abs(uses[0].std - 1) > 1e-3}
+    off = {name: uses for name, uses in seen.items() if abs(over_all(uses) - 1) > 1e-3}
     assert {name for name in off if rows[name].status != "left alone"} == set()

@@ -90,7 +90,7 @@ def fit(learn, epochs=1, seed=5, **options):
 
 
 def test_model_is_initialised_on_the_first_training_batch(capsys):
-    cb = LSUVCallback()
+    cb = LSUVCallback(recipe="paper")
     learn, watch = learner(cb)
     fit(learn)
     assert cb.report.converged
@@ -219,7 +219,7 @@ def find(learn):
 
 
 def test_trial_initialises_and_the_fit_behind_it_starts_there(said, tmp_path):
-    cb = LSUVCallback()
+    cb = LSUVCallback(recipe="paper")
     learn, _ = learner(cb, lr=0.0)
     learn.path = tmp_path
     find(learn)
@@ -270,17 +270,19 @@ def test_fit_that_went_before_without_the_callback_is_seen_by_its_optimizer(said
 
 
 def test_second_fit_other_arguments_and_a_resumed_fit_are_left_alone_in_one_line_each(said):
-    cb = LSUVCallback()
+    cb = LSUVCallback(recipe="paper")
     learn, _ = learner(cb)
     fit(learn)
     fit(learn)
-    other = LSUVCallback(std=0.5)
+    other = LSUVCallback(recipe="paper", std=0.5)
     fit(learner(other, model=learn.model)[0])
     first, second, third = said()
     assert first.startswith("LSUV: 3 of 3 layers")
-    assert second.startswith("LSUV: left alone: LSUVCallback() initialised this model, whose weights were trained")
-    assert third.endswith("LSUVCallback(force=True, std=0.5) does it anew.")
-    resumed, _ = learner(LSUVCallback(force=True))
+    assert second.startswith(
+        "LSUV: left alone: LSUVCallback(recipe='paper') initialised this model, whose weights were trained"
+    )
+    assert third.endswith("LSUVCallback(force=True, recipe='paper', std=0.5) does it anew.")
+    resumed, _ = learner(LSUVCallback(recipe="paper", force=True))
     fit(resumed, 2, start_epoch=1)
     assert said() == [
         "LSUV: left alone: this run resumes from a checkpoint, whose weights are trained; begin a run without one to initialise."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from programs import run
 from required import need_package
 from torch.utils.data import Dataset
-from two_processes import run
 
 from lsuvcb import lsuv_
 
@@ -73,7 +73,7 @@ def train(model, out, *callbacks, resume=None, **options):
 
 
 def test_model_is_initialised_on_the_first_training_batch(tmp_path, capsys):
-    model, cb = gpt2(), LSUVCallback(orthonormal=False)
+    model, cb = gpt2(), LSUVCallback(recipe="paper", orthonormal=False)
     data, _ = train(model, tmp_path, cb)
     assert cb.report.converged
     assert sum(row.status == "scaled" for row in cb.report.layers) == 8
@@ -154,7 +154,13 @@ def test_ranks_hold_equal_weights_for_the_batch_of_both(tmp_path):
     assert printed.count("LSUV: 2 of 2 layers at std 1") == 1
     assert not torch.equal(ranks[0]["x"], ranks[1]["x"])
     alone = hf_trainer_run.Plain()
-    lsuv_(alone, torch.cat([rank["x"] for rank in ranks]), orthonormal=False, forward=lambda m, x: m.net(x))
+    lsuv_(
+        alone,
+        torch.cat([rank["x"] for rank in ranks]),
+        recipe="paper",
+        orthonormal=False,
+        forward=lambda m, x: m.net(x),
+    )
     for name, values in alone.state_dict().items():
         assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name])
         assert torch.allclose(ranks[0]["weights"][name], values, rtol=1e-4, atol=1e-6)
@@ -178,7 +184,7 @@ def said(capsys):
 
 def test_each_trial_of_a_search_has_a_model_that_is_initialised(said, tmp_path):
     need_package("optuna")
-    cb, data = LSUVCallback(), Tokens()
+    cb, data = LSUVCallback(recipe="paper"), Tokens()
     args = transformers.TrainingArguments(
         output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=16, seed=3, use_cpu=True, report_to=[],
         disable_tqdm=True, save_strategy="no", eval_strategy="no",
@@ -204,7 +210,7 @@ def test_smaller_batch_is_tried_on_a_model_that_is_initialised_once(where, said,
                 raise RuntimeError("CUDA out of memory. (not really)")
             return super().forward(input_ids=input_ids, labels=labels, **kw)
 
-    model, cb = Large(gpt2().config), LSUVCallback()
+    model, cb = Large(gpt2().config), LSUVCallback(recipe="paper")
     train(model, tmp_path, cb, auto_find_batch_size=True)
     assert cb.report.converged
     lines = said()

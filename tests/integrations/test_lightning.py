@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import run
 from required import need_package
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from two_processes import run
 
 from lsuvcb import LSUVError, lsuv_, survey
 
@@ -73,7 +73,7 @@ def fit(module, *callbacks, train=None, seed=5, ckpt_path=None, **options):
 
 
 def test_module_is_initialised_on_the_first_training_batch(capsys):
-    module, cb = Module(), LSUVCallback()
+    module, cb = Module(), LSUVCallback(recipe="paper")
     fit(module, cb, max_epochs=1, limit_train_batches=1)
     assert cb.report.converged
     assert [row.name for row in cb.report.layers] == ["net.0", "net.3", "net.5"]
@@ -175,7 +175,7 @@ def test_batch_goes_through_the_hooks_and_the_precision_of_the_trainer():
             assert torch.is_autocast_enabled("cpu")
             return super().training_step(batch, batch_idx)
 
-    cb, module = LSUVCallback(), Hooked()
+    cb, module = LSUVCallback(recipe="paper"), Hooked()
     fit(module, cb, max_epochs=1, precision="bf16-mixed")
     assert module.inputs[0].std() == pytest.approx(3, rel=0.1)
     assert cb.report.input_std == pytest.approx(module.inputs[0].std(correction=0).item(), rel=1e-6)
@@ -238,7 +238,7 @@ def test_ranks_hold_equal_weights_for_the_batch_of_both(tmp_path):
     for name, values in ranks[0]["weights"].items():
         assert torch.equal(values, ranks[1]["weights"][name])
     alone = lightning_run.Plain()
-    lsuv_(alone, torch.cat([rank["x"] for rank in ranks]), orthonormal=False)
+    lsuv_(alone, torch.cat([rank["x"] for rank in ranks]), recipe="paper", orthonormal=False)
     for name, values in alone.state_dict().items():
         assert torch.allclose(ranks[0]["weights"][name], values, rtol=1e-4, atol=1e-6)
 
@@ -303,7 +303,7 @@ TUNERS = {
 def test_tuner_finds_an_initialised_module_and_the_fit_behind_it_starts_there(what, said, tmp_path):
     from lightning.pytorch.tuner import Tuner
 
-    module, cb, other = Still(), LSUVCallback(), pl.Callback()
+    module, cb, other = Still(), LSUVCallback(recipe="paper"), pl.Callback()
     trainer = quiet_trainer(tmp_path, other, cb)
     order = list(trainer.callbacks)
     TUNERS[what](Tuner(trainer), module)
@@ -316,7 +316,7 @@ def test_tuner_finds_an_initialised_module_and_the_fit_behind_it_starts_there(wh
     assert same(found, weights(module))
     first, second = said()
     assert first.startswith("LSUV: 3 of 3 layers at std 1")
-    assert second.startswith("LSUV: left alone: LSUVCallback() has initialised this model")
+    assert second.startswith("LSUV: left alone: LSUVCallback(recipe='paper') has initialised this model")
 
 
 def test_suggestion_is_that_of_the_net_that_trains(said, tmp_path):
@@ -341,7 +341,7 @@ def test_finder_among_the_callbacks_tries_the_initialised_module(name, said, tmp
     import lightning.pytorch.callbacks as theirs
 
     options = {"num_training_steps": 10, "update_attr": False} if name == "LearningRateFinder" else {"max_trials": 2}
-    module, cb = Still(), LSUVCallback()
+    module, cb = Still(), LSUVCallback(recipe="paper")
     quiet_trainer(tmp_path, cb, getattr(theirs, name)(**options)).fit(module)
     assert cb.report.converged
     assert stds(module) == pytest.approx([1, 1, 1], rel=0.3)
@@ -390,17 +390,19 @@ def test_module_from_load_from_checkpoint_is_left_alone(said, tmp_path):
 
 
 def test_second_fit_other_arguments_and_a_resumed_fit_are_left_alone_in_one_line_each(said, tmp_path):
-    module, cb, other = Module(), LSUVCallback(), LSUVCallback(std=0.5)
+    module, cb, other = Module(), LSUVCallback(recipe="paper"), LSUVCallback(recipe="paper", std=0.5)
     trainer = fit(module, cb, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     fit(module, cb, max_epochs=1)
     fit(module, other, max_epochs=1)
     first, second, third = said()
     assert first.startswith("LSUV: 3 of 3 layers")
-    assert second.startswith("LSUV: left alone: LSUVCallback() initialised this model, whose weights were trained")
-    assert third.endswith("LSUVCallback(force=True, std=0.5) does it anew.")
+    assert second.startswith(
+        "LSUV: left alone: LSUVCallback(recipe='paper') initialised this model, whose weights were trained"
+    )
+    assert third.endswith("LSUVCallback(force=True, recipe='paper', std=0.5) does it anew.")
     assert other.report is None
-    fit(Module(), LSUVCallback(), max_epochs=2, ckpt_path=tmp_path / "a.ckpt")
+    fit(Module(), LSUVCallback(recipe="paper"), max_epochs=2, ckpt_path=tmp_path / "a.ckpt")
     assert said() == [
         "LSUV: left alone: this run resumes from a checkpoint, whose weights are trained; begin a run without one to initialise."
     ]

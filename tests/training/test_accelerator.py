@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import accelerated_run
 import pytest
 import torch
+from programs import SUPPORT, environment
 from required import need_package
 from tiny import learner, line, loaders
 
 from lsuvcb import AcceleratorCB, MixedPrecisionCB
 from lsuvcb.training.accelerator import _accelerate
 
-HERE = Path(__file__).parent
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
     # --cpu would start several processes by MPI; without a GPU the script's own cpu=True puts these on the CPU
@@ -30,10 +28,8 @@ LAUNCHERS = {
 def ranks(request, tmp_path_factory):
     need_package("accelerate")
     out = tmp_path_factory.mktemp("ranks")
-    paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-    env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", *LAUNCHERS[request.param], str(HERE / "accelerated_run.py"), str(out)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", *LAUNCHERS[request.param], str(SUPPORT / "accelerated_run.py"), str(out)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     found = [torch.load(out / f"rank{i}.pt", weights_only=True) for i in (0, 1)]
     return [SimpleNamespace(**result) for result in found], out

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from no_gpu import Waits
+from programs import SUPPORT, environment
 from torch import nn
 
 from lsuvcb import ActivationStats, DeviceCB, GradientClipCB, MetricsCB, ProgressCB, RecorderCB, TrainLearner
@@ -22,10 +21,8 @@ from lsuvcb.training.metrics import MulticlassAccuracy
 
 def resident(*arguments: str) -> list[int]:
     """What long_run.py prints."""
-    folder = Path(__file__).parent
-    env = os.environ | {"PYTHONPATH": str(folder.parents[1])}
-    command = [sys.executable, str(folder / "long_run.py"), *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
+    command = [sys.executable, str(SUPPORT / "long_run.py"), *arguments]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -143,7 +143,7 @@ def make(kind, cbs):
 def callbacks(tmp_path):
     stats = ActivationStats(torch.nn.ReLU)
     sched = BatchSchedCB(partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=24))
-    return [LSUVCallback(), MetricsCB(), stats, sched, CheckpointCB(tmp_path)]
+    return [LSUVCallback(recipe="paper"), MetricsCB(), stats, sched, CheckpointCB(tmp_path)]
 
 
 @pytest.mark.parametrize("kind", [TrainLearner, MomentumLearner])

@@ -74,7 +74,7 @@ def test_fit_with_the_callback_starts_from_unit_std_on_the_first_training_batch(
         def before_batch(self, learn):
             seen.setdefault("batch", learn.batch)
 
-    cb = LSUVCallback()
+    cb = LSUVCallback(recipe="paper")
     learn = learner([cb], rows_dls(), relu_net())
     seed_all(3)
     learn.fit(1, cbs=Look())
@@ -134,7 +134,7 @@ def _jitter(batch):
 @pytest.mark.parametrize("name", LOADERS)
 def test_fit_with_a_callback_that_changes_nothing_equals_a_fit_without_it(name, tfm, capsys):
     plain, plain_history = _fit([], LOADERS[name], tfm)
-    cb = LSUVCallback(tol=1e9, orthonormal=False)
+    cb = LSUVCallback(recipe="paper", tol=1e9, orthonormal=False)
     model, history = _fit([cb], LOADERS[name], tfm)
     assert [r.status for r in cb.report.layers] == ["unchanged"] * 3
     assert history == plain_history
@@ -248,7 +248,7 @@ def test_batch_that_is_named_is_used_as_it_is_and_stays_so(capsys):
 
 def test_batch_that_is_one_tensor_is_the_inputs(capsys):
     x, model = torch.randn(64, 5), relu_net()
-    learner([LSUVCallback(batch=x)], rows_dls(), model).fit(1, valid=False, lr=0.0)
+    learner([LSUVCallback(batch=x, recipe="paper")], rows_dls(), model).fit(1, valid=False, lr=0.0)
     assert stds(model, x) == pytest.approx([1.0] * 7, abs=1e-3)
 
 
@@ -295,7 +295,7 @@ def test_model_is_initialised_once_by_whatever_callback_and_learner(capsys):
     assert not _passes(other, learner([other], rows_dls(), model))
     assert not _passes(cb, learner([cb], rows_dls(), copy.deepcopy(model)))
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:17] for line in lines] == ["LSUV: 7 of 7 laye", *["LSUV: left alone:"] * 4]
+    assert [line[:17] for line in lines] == ["LSUV: 6 of 6 laye", *["LSUV: left alone:"] * 4]
 
 
 def test_same_callback_runs_on_another_model(capsys):
@@ -343,7 +343,7 @@ def test_fit_that_fails_in_lsuv_changes_nothing_and_may_be_tried_again(capsys):
     ("arguments", "error", "text"),
     [
         ({"tolerance": 1}, TypeError, r"^LSUVCallback has no argument 'tolerance'; did you mean 'tol'\?$"),
-        ({"xyz": 1}, TypeError, r"^LSUVCallback has no argument 'xyz'; `lsuv_` takes measure, std, .*, verify\.$"),
+        ({"xyz": 1}, TypeError, r"^LSUVCallback has no argument 'xyz'; it takes recipe, measure, std, .*, mask\.$"),
         ({"model": None}, TypeError, r"no argument 'model'"),
         ({"tol": -0.1}, ValueError, r"`tol` must be > 0.*got -0\.1"),
         ({"std": 0}, ValueError, r"`std` must be > 0.*got 0"),

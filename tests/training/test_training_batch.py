@@ -138,7 +138,7 @@ def test_courses_mixed_precision_is_off_afterwards_and_was_on_for_the_pass(what,
 
 def test_fit_with_the_courses_mixed_precision_learns_as_without_lsuv(capsys):
     ends = []
-    for cbs in ([], [LSUVCallback(tol=1e9, orthonormal=False)]):
+    for cbs in ([], [LSUVCallback(recipe="paper", tol=1e9, orthonormal=False)]):
         model = net()
         torch.manual_seed(3)
         learn = learner([], dls(20), model, lr=0.1)

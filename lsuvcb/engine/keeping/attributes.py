@@ -1,4 +1,4 @@
-"""What runs inside is given back: attributes of any object, what a model's own code keeps in them, modes, torch's autocast."""
+"""What runs inside is given back: attributes of any object, what a model's own code keeps in them, modes."""
 
 from __future__ import annotations
 
@@ -40,31 +40,6 @@ def in_train_mode(model: nn.Module) -> Iterator[None]:
     with modes_kept(model):
         model.train()
         yield
-
-
-@contextmanager
-def autocast_kept() -> Iterator[None]:
-    """torch.autocast is afterwards as it was, on the CPU and on the accelerator, whatever was entered inside and not left."""
-    kinds = ["cpu"]
-    if torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()) is not None:
-        kinds.append(found.type)
-    states = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
-    depth, caches = _autocast_depth(), torch.is_autocast_cache_enabled()
-    try:
-        yield
-    finally:
-        while _autocast_depth() > depth:
-            torch.autocast_decrement_nesting()
-        for kind, enabled, dtype in states:
-            torch.set_autocast_enabled(kind, enabled)
-            torch.set_autocast_dtype(kind, dtype)
-        torch.set_autocast_cache_enabled(caches)
-        torch.clear_autocast_cache()
-
-
-def _autocast_depth() -> int:
-    torch.autocast_increment_nesting()
-    return torch.autocast_decrement_nesting()
 
 
 _INTERNAL = frozenset(vars(nn.Module()))  # what torch itself keeps in a module

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree as pytree
 
 from ..select import all_modules
+from ..tensors import has_repeats, tensors_in
 
 
 class RNGState:
@@ -60,11 +60,6 @@ class RNGState:
             sys.modules["numpy"].random.set_state(self._numpy)
 
 
-def tensors_in(batch: Any) -> list[Tensor]:
-    """Every tensor in a nested batch, in order: tuples, lists, mappings, dataclasses known to pytree."""
-    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-
-
 def devices_of(model: nn.Module, batch: Any = None) -> set[torch.device]:
     """Where the parameters and buffers of `model` and the tensors of `batch` live."""
     parts = [part for m in all_modules(model) for part in (m._parameters, m._buffers) if part]
@@ -99,7 +94,7 @@ class Snapshot:
         self._attributes.update((m, vars(m).copy()) for m in module.modules())
 
     def accept(self) -> None:
-        """The same of all buffers, one of which may share its memory with a weight: after a commit, before the next pass."""
+        """Take the values that all buffers have now for the ones to keep: one may share its memory with a written weight."""
         for buffer in self._written:
             if not self._is_as_kept(buffer):
                 self._keep(buffer)
@@ -153,7 +148,7 @@ class Snapshot:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    if any(size > 1 and stride == 0 for size, stride in zip(a.shape, a.stride(), strict=True)):
+    if has_repeats(a):
         return True  # an expanded buffer: torch lets nothing write into it
     return a.device.type == "cpu" and a.shape == b.shape and torch.equal(a, b)
 

@@ -6,20 +6,17 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import LSUVError
+from ..tensors import EXACT
 
 # A float32 dot product of this many values loses no digit that matters; longer ones are summed by parts in float64.
 _CHUNK = 1 << 17
 # Values near a large mean are few different ones, whose rounding errors add up: shorter products.
 _NEAR_CHUNK = 1 << 14
-# Types whose values are summed as they are.
-_EXACT = frozenset((torch.float32, torch.float64))
 # Narrower types are made float32 this many values at a time: no second, wider copy of a large activation.
 _WIDENED = 1 << 20
 # Where mean^2 exceeds this multiple of the variance, a sum of squares has lost the digits and the mean goes off first.
@@ -27,18 +24,6 @@ _FAR = 100.0
 
 
 Number = Tensor | float
-
-
-class Pool(NamedTuple):
-    """Moments are summed over the ranks of `group`, all of which must be at the same place of the pass.
-
-    Attributes:
-        number, name: of the layer whose output it is; the number is compared over the ranks, the name is for messages.
-    """
-
-    group: dist.ProcessGroup
-    number: int = 0
-    name: str = "the batch"
 
 
 @dataclass(slots=True)
@@ -115,108 +100,44 @@ def _of_exact(x: Tensor) -> Moments:
     return _cpu_moments(x) if x.is_cpu else _device_moments(x)
 
 
-def moments(tensor: Tensor, pool: Pool | None = None) -> Moments:
+def moments(tensor: Tensor) -> Moments:
     """Population moments of all values of `tensor`, computed in float32 or wider.
 
     Args:
-        tensor: any shape, a real floating dtype, at least one value unless `pool` is given.
-        pool: sum over the ranks of its process group; every rank must call. None: this process alone.
+        tensor: any shape, a real floating dtype.
 
     Returns:
-        Moments; NaN where the tensor holds a NaN or an infinity; 0 where no rank has a value.
-
-    Raises:
-        LSUVError: the ranks are at different layers.
+        Moments; NaN where the tensor holds a NaN or an infinity; 0 where it has no value.
 
     Example:
         >>> m = moments(torch.tensor([1.0, 2.0, 4.0, 18.0]))
         >>> round(m.mean, 2), round(m.std**2, 2)
         (6.25, 47.19)
     """
-    if pool is None and tensor.is_cpu and tensor.dtype in _EXACT and tensor.numel():
-        return _cpu_moments(flat(tensor))  # the same as below, at once
-    return moments_of([tensor], pool)
+    if tensor.is_cpu and tensor.dtype in EXACT and tensor.numel():
+        return _cpu_moments(flat(tensor))  # as below, at once
+    return moments_of([tensor])
 
 
-def moments_of(parts: Iterable[Tensor], pool: Pool | None = None) -> Moments:
+def moments_of(parts: Iterable[Tensor]) -> Moments:
     """`moments` of the values of several tensors on one device, of which one at a time needs to exist."""
-    found, device = [], torch.device("cpu")
-    for part in parts:
-        device = part.device
-        found += _found(flat(part.detach()))
-    here = _joined(found) if found else Moments(0.0, 0.0, 0.0, 0)
-    return here if pool is None else over_ranks(here, device, pool)
+    return joined([found for part in parts for found in _found(flat(part.detach()))])
 
 
 def _found(x: Tensor) -> list[Moments]:
     if not x.numel():
         return []
-    if x.dtype in _EXACT:
+    if x.dtype in EXACT:
         return [_of_exact(x)]
     return [_of_exact(part.float()) for part in x.split(_WIDENED)]
 
 
-def _joined(parts: list[Moments]) -> Moments:
+def joined(parts: list[Moments]) -> Moments:
     """The moments of all values of the parts: the variance within them and that of their means."""
-    if len(parts) == 1:
-        return parts[0]
+    if len(parts) < 2:
+        return parts[0] if parts else Moments(0.0, 0.0, 0.0, 0)
     n = sum(part.count for part in parts)
     mean = sum(part.count * part.mean for part in parts) / n
     var = sum(part.count * (part.std**2 + (part.mean - mean) ** 2) for part in parts) / n
     larger: Any = torch.maximum if isinstance(mean, Tensor) else max
     return Moments(mean, var**0.5, reduce(larger, [part.peak for part in parts]), n)
-
-
-def over_ranks(here: Moments, device: torch.device, pool: Pool) -> Moments:
-    """First the global mean, then the sum of squares around it; each rank with its own count.
-
-    With the sums goes the layer's number: its squares add up to the square of its sum by the number of ranks where all
-    ranks have the same one. On a CPU another one is an error; elsewhere, where nothing waits, it makes NaN of the result.
-    """
-    n, wide, group = here.count, torch.float32 if device.type == "mps" else torch.float64, pool.group
-    mean, std, peak = (torch.as_tensor(v, dtype=wide, device=device) for v in (here.mean, here.std, here.peak))
-    total = torch.stack([n * mean, *(torch.full_like(mean, v) for v in (n, pool.number, pool.number**2))])
-    dist.all_reduce(total, group=group)
-    together = total[3] * dist.get_world_size(group) == total[2] ** 2
-    if device.type == "cpu" and not together:
-        raise LSUVError(
-            f"the ranks are at different layers, this one at {pool.name}: their moments cannot be pooled. Every rank must run "
-            "the same layers in the same order on its part of the batch: give each one samples for all of them, or call "
-            "`lsuv_` on one rank, on the model without its wrapper, and broadcast the weights."
-        )
-    mean_all, count = total[0] / total[1].clamp(min=1), total[1].clamp(min=1)
-    squares = n * (std * std + (mean - mean_all) ** 2)
-    dist.all_reduce(squares, group=group)
-    peak = peak.clone()
-    dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
-    std_all = (squares / count).sqrt()
-    if device.type == "cpu":
-        return Moments(mean_all.item(), std_all.item(), peak.item(), n)
-    return Moments(mean_all, torch.where(together, std_all, math.nan), peak, n)
-
-
-def highest(value: int, pool: Pool | None) -> float:
-    """The highest such value of the ranks, all of which must call; where tensors are in the host's memory."""
-    return value if pool is None else float(over_ranks(Moments(0.0, 0.0, value, 0), torch.device("cpu"), pool).peak)
-
-
-def starts_alive(tensor: Tensor) -> bool:
-    """Is its first value other than zero? False where they cannot be read without waiting, or not cheaply."""
-    if not tensor.is_cpu or type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
-        return False
-    if tensor.layout != torch.strided or not tensor.ndim or not tensor.numel():
-        return False
-    return bool(tensor.as_strided((), ()).item())
-
-
-def is_plain_vector(tensor: Tensor) -> bool:
-    """A bias of a common kind and size, in the host's memory?"""
-    plain = tensor.ndim == 1 and tensor.is_cpu and type(tensor) is nn.Parameter
-    return plain and tensor.dtype in _EXACT and tensor.layout == torch.strided and 0 < tensor.numel() <= _NEAR_CHUNK
-
-
-def zero_on_cpu(tensor: Tensor) -> bool:
-    """Are all values zero? On other devices, and for tensors of no plain layout, it does not look."""
-    if starts_alive(tensor) or not tensor.is_cpu or tensor.layout != torch.strided or not tensor.numel():
-        return False
-    return not tensor.any()

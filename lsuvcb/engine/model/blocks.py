@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..keeping.undisturbed import tensors_in
+from ..tensors import tensors_in
 
 
 def is_block(module: nn.Module) -> bool:
@@ -64,6 +64,18 @@ class Block:
         """The block's output for other values of its weight and its bias. Hooks do not run."""
         with self.holding(values, bias):
             return self.module.forward(*args, **kwargs)
+
+
+class BlockChange:
+    """A block's bias, to be set by way of the block."""
+
+    __slots__ = ("block", "value")
+
+    def __init__(self, block: Block, value: Any) -> None:
+        self.block, self.value = block, value
+
+    def write(self) -> None:
+        self.block.set_bias(self.value)
 
 
 def output_tensor(output: Any) -> Tensor:

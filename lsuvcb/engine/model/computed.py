@@ -15,7 +15,7 @@ from ..keeping.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)
-class Reparametrized:
+class Computed:
     """One tensor of a module that is computed, not stored.
 
     Attributes:
@@ -64,7 +64,7 @@ class Reparametrized:
         return given if back.shape == values.shape and bool((back - values).abs().max() <= rounding * largest) else None
 
 
-def reparametrized(module: nn.Module) -> Iterator[Reparametrized]:
+def computed_tensors(module: nn.Module) -> Iterator[Computed]:
     """The computed tensors of one module; of its own, not of its children."""
     if parametrize.is_parametrized(module):
         for name, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
@@ -74,10 +74,10 @@ def reparametrized(module: nn.Module) -> Iterator[Reparametrized]:
             yield _weight_norm(module, hook)
         elif isinstance(hook, SpectralNorm):
             original = getattr(module, f"{hook.name}_orig")
-            yield Reparametrized(module, hook.name, "spectral_norm", [original], None, _at_forward(module, hook.name))
+            yield Computed(module, hook.name, "spectral_norm", [original], None, _at_forward(module, hook.name))
 
 
-def _parametrization(module: nn.Module, name: str, chain: parametrize.ParametrizationList) -> Reparametrized:
+def _parametrization(module: nn.Module, name: str, chain: parametrize.ParametrizationList) -> Computed:
     originals = [chain.original] if chain.is_tensor else [getattr(chain, f"original{i}") for i in range(chain.ntensors)]
 
     def register(tag: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
@@ -87,17 +87,17 @@ def _parametrization(module: nn.Module, name: str, chain: parametrize.Parametriz
         return chain.register_forward_hook(hook)
 
     kind = ", ".join(type(step).__name__.lstrip("_") for step in chain)
-    return Reparametrized(module, name, kind, originals, lambda values: setattr(module, name, values), register)
+    return Computed(module, name, kind, originals, lambda values: setattr(module, name, values), register)
 
 
-def _weight_norm(module: nn.Module, hook: WeightNorm) -> Reparametrized:
+def _weight_norm(module: nn.Module, hook: WeightNorm) -> Computed:
     g, v = (getattr(module, f"{hook.name}_{part}") for part in "gv")
 
     def assign(values: Tensor) -> None:
         v.copy_(values)
         g.copy_(torch.norm_except_dim(values, 2, hook.dim))
 
-    return Reparametrized(module, hook.name, "weight_norm", [g, v], assign, _at_forward(module, hook.name))
+    return Computed(module, hook.name, "weight_norm", [g, v], assign, _at_forward(module, hook.name))
 
 
 def _at_forward(

@@ -2,55 +2,53 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-if TYPE_CHECKING:
-    from .weights import Source
+from ..tensors import has_repeats
+from .left_alone import Expanded, OverlapsMemory, SharesMemory
+from .weight import Weight
 
 
-class Places:
+class Memory:
     """Which memory parameters take: two of them may be one, or views of one under different shapes."""
 
     def __init__(self) -> None:
-        self._by_storage: dict[int, list[tuple[Tensor, Source]]] = {}
+        self._taken: dict[int, list[Weight]] = {}
 
-    def take(self, tensor: Tensor, source: Source) -> Source:
-        """`source`, or the one of an earlier parameter that is the same memory in the same shape.
+    def owner(self, weight: Weight) -> Weight:
+        """`weight`, or an earlier one that is the same memory in the same shape.
 
         Those that overlap in another way are left alone, both. Of two that have gaps between their values (columns of one
         matrix) this cannot be told, and they count as apart.
         """
+        tensor = weight.tensor
         if not tensor.numel() or tensor.layout != torch.strided:
-            return source
+            return weight
         if type(tensor) is not nn.Parameter and is_traceable_wrapper_subclass(tensor):
-            return source
-        if not tensor.is_contiguous() and _repeats(tensor):
-            source.weight.note("several of its values are one place in memory (an expanded tensor)")
+            return weight
+        if not tensor.is_contiguous() and has_repeats(tensor):
+            weight.leave(Expanded())
         storage = tensor.untyped_storage().data_ptr()
-        taken = self._by_storage.setdefault(storage, []) if storage else []
-        for held, owner in taken:
-            if held.device != tensor.device:
+        taken = self._taken.setdefault(storage, []) if storage else []
+        for other in taken:
+            if other.tensor.device != tensor.device:
                 continue
-            place, other = _place(tensor), _place(held)
-            if place[:2] == other[:2] and place[3:] == other[3:]:
-                source.weight.note(f"shares its memory with {owner.weight.name!r}")
-                return owner
-            if place[0] < other[1] and other[0] < place[1] and (place[2] or other[2]):
-                for one, with_it in ((source.weight, owner.weight), (owner.weight, source.weight)):
-                    one.note(f"shares its memory with {with_it.name!r}, in another shape")
-        taken.append((tensor, source))
-        return source
+            here, there = _extent(tensor), _extent(other.tensor)
+            if here[:2] == there[:2] and here[3:] == there[3:]:
+                weight.leave(SharesMemory(other.name))
+                return other
+            if here[0] < there[1] and there[0] < here[1] and (here[2] or there[2]):
+                weight.leave(OverlapsMemory(other.name))
+                other.leave(OverlapsMemory(weight.name))
+        taken.append(weight)
+        return weight
 
 
-def _repeats(tensor: Tensor) -> bool:
-    return any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
+def _extent(tensor: Tensor) -> tuple[Any, ...]:
     """First and last byte of its storage that it takes, whether without gaps, its shape and strides."""
     spread = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     begin = tensor.storage_offset() * tensor.element_size()

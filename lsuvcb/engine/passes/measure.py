@@ -1,87 +1,199 @@
-"""The pass that only looks: moments of every weight's output."""
+"""The pass that only looks: moments of every weight's output, at each of its uses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from ..measuring.moments import Moments, Number, moments
+from ..measuring.moments import Moments, Number, joined, moments
+from ..measuring.pool import Group, Pool, pooled
 from ..model.blocks import output_tensor
-from ..model.weights import Weight, Weights
-from ..seeing.eye import Use, output_of
-from ..seeing.follow import Activations, Elementwise, Follow, has_rows
+from ..model.weight import Weight
+from ..model.weights import Weights
+from ..seeing.activations import Activations
+from ..seeing.behind import Behind
+from ..seeing.follow import Facts, Follow
+from ..seeing.output import Output, has_rows
+from ..seeing.provenance import OF_BATCH, Trail
+from ..seeing.use import Use, output_of
+from .counted import Counted
+from .obstacles import keeps_bias
+
+_FIRST = 8  # layers that are asked what they read
+
+
+class Found:
+    """One output.
+
+    Attributes:
+        moments: of its values.
+        signal: the root mean square of each feature's std over the samples; None for one sample.
+        bare: moments without a bias that may be kept; None where there is none.
+    """
+
+    __slots__ = ("bare", "moments", "signal")
+
+    def __init__(self, found: Moments, signal: Number | None, bare: Moments | None) -> None:
+        self.moments, self.signal, self.bare = found, signal, bare
 
 
 class Measure(Follow):
-    """Moments of each weight's output, or of the activation behind it, at its first use; nothing is changed."""
+    """Moments of each weight's output, or of the activation behind it; nothing is changed.
+
+    Args:
+        behind: measure behind the activation that takes an output directly.
+        group: moments are summed over its ranks.
+        counted: which values count.
+
+    Attributes:
+        found: what was measured, by weight, in the order of its uses.
+    """
 
     def __init__(
-        self, weights: Weights, activations: Activations | None = None, group: dist.ProcessGroup | None = None
-    ) -> None:
-        super().__init__(weights, activations)
-        self.group = group
-        self.found: dict[str, Moments] = {}
+        self, weights: Weights, activations: Activations, facts: Facts, *, behind: bool = False,
+        group: Group = None, counted: Counted | None = None, input: InputMoments | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(weights, activations, facts, by_module=behind)
+        self.behind, self.group = behind, group
+        self.counted, self.input = counted or Counted(None), input
+        self.found: dict[Weight, list[Found]] = {}
 
-    def at_work(self, use: Use) -> Any:
+    def at_work(self, use: Use) -> tuple[Any, Output | None]:
         result, weight = use.run(), use.weight
-        weight.uses += 1
+        self.trail.see(weight).uses += 1
+        if use.reads_batch and self.input is not None:
+            self.input.look(use, self.trail)
+        self.settle_now(weight)
         y = output_of(result)
-        if weight.uses == 1 and torch.is_floating_point(y) and not y.is_nested and (y.numel() or self.group):
-            use.free_inputs()
-            self.hand_on(use, y)
+        if not torch.is_floating_point(y) or y.is_nested or not (y.numel() or self.group):
+            return result, None
+        use.free()
+        output = Output(use, y)
+        self.follow(output)
+        return result, output
+
+    def on_block(self, weight: Weight, args: Any, kwargs: Any, result: Any) -> Any:
+        self.trail.see(weight).uses += 1
+        self.trail.meet(weight, "block")
+        self.note(weight, output_tensor(result))
+
+    def settle(self, output: Output, read: Tensor, behind: Behind) -> None:
+        activation = behind.activation
+        if activation is not None and self.behind:
+            output.behind_activation = True
+            self.note(output.use.weight, activation(output.y.clone()))
+        elif not output.kernel and keeps_bias(output.use, mean_moves=False):
+            self.note(output.use.weight, output.y, output.y - output.use.spread_bias())
+        elif output.kernel or activation is not None:
+            self.note(output.use.weight, read)
+        else:
+            self.note(output.use.weight, output.y)
+
+    def note(self, weight: Weight, y: Tensor, bare: Tensor | None = None) -> None:
+        without = None if bare is None else self._moments(weight, bare)
+        self.found.setdefault(weight, []).append(Found(self._moments(weight, y), _signal_of(weight, y), without))
+
+    def _moments(self, weight: Weight, y: Tensor) -> Moments:
+        counted = self.counted.select(weight.name, y)
+        return pooled(moments(counted), counted.device, weight.pool(self.group))
+
+    def read(self, kept: Container[Weight] = ()) -> dict[Weight, list[Measured]]:
+        """Std, mean and signal of each use, read from each device once.
+
+        Args:
+            kept: weights whose bias is kept: their std is that without it, as it was solved.
+        """
+        rows = {(w, i): f for w, found in self.found.items() for i, f in enumerate(found)}
+        spread = {key: f.bare if f.bare is not None and key[0] in kept else f.moments for key, f in rows.items()}
+        numbers = read({key: (spread[key].std, f.moments.mean) for key, f in rows.items()})
+        signals = read({key: (f.signal,) for key, f in rows.items() if f.signal is not None})
+        result: dict[Weight, list[Measured]] = {}
+        for key, (std, mean) in numbers.items():
+            signal = signals[key][0] if key in signals else None
+            result.setdefault(key[0], []).append(Measured(std, mean, signal, rows[key].moments.count))
         return result
 
-    def on_block(self, weight: Weight, args: Any, kwargs: Any, output: Any) -> Any:
-        weight.uses += 1
-        self.weights.meet(weight, "block")
-        if weight.uses == 1:
-            self.note(weight, output_tensor(output))
 
-    def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
-        self.note(use.weight, y if activation is None else activation(y.clone()))
-
-    def note(self, weight: Weight, y: Tensor) -> None:
-        self.found[weight.name] = moments(y, weight.pool(self.group))
-
-    def read(self) -> dict[str, tuple[float, float]]:
-        """Std and mean by name, read from each device once."""
-        rows = read({name: (m.std, m.mean) for name, m in self.found.items()})
-        return {name: (std, mean) for name, (std, mean) in rows.items()}
+def _signal_of(weight: Weight, y: Tensor) -> Number | None:
+    """The root mean square over all features of each one's std over the samples; None where there are no two samples."""
+    if not has_rows(y, weight.tensor) or len(y) < 2:
+        return None
+    y = y if y.dtype == torch.float64 else y.float()
+    return y.var(0, correction=0).mean().sqrt()
 
 
-class Look(Measure):
-    """Measures also how much of each output differs from sample to sample: what `survey` needs to know."""
+class Measured:
+    """The numbers of one output, on the host."""
 
-    def __init__(self, weights: Weights) -> None:
-        super().__init__(weights)
-        self.signals: dict[str, Number] = {}
+    __slots__ = ("count", "mean", "signal", "std")
 
-    def note(self, weight: Weight, y: Tensor) -> None:
-        super().note(weight, y)
-        if has_rows(y, weight.tensor) and len(y) > 1:
-            y = y if y.dtype == torch.float64 else y.float()
-            self.signals[weight.name] = y.var(0, correction=0).mean().sqrt()
-
-    def read_signals(self) -> dict[str, float]:
-        """By name, the root mean square over all features of each one's std over the samples; read from each device once."""
-        return {name: signal for name, (signal,) in read({n: (s,) for n, s in self.signals.items()}).items()}
+    def __init__(self, std: float, mean: float, signal: float | None, count: int) -> None:
+        self.std, self.mean, self.signal, self.count = std, mean, signal, count
 
 
-def read(rows: dict[str, Sequence[Number]]) -> dict[str, list[float]]:
+def together(uses: Sequence[Measured]) -> Measured:
+    """The numbers of all uses' values; the signal of the last."""
+    found = joined([Moments(use.mean, use.std, 0.0, use.count) for use in uses])
+    return Measured(float(found.std), float(found.mean), uses[-1].signal, found.count)
+
+
+class InputMoments:
+    """Moments of what the first layers read of the batch, before any parameter has touched it.
+
+    Attributes:
+        closed: a pass has seen them all.
+    """
+
+    def __init__(self, group: Group = None, counted: Counted | None = None) -> None:
+        self.group, self.counted, self.closed = group, counted or Counted(None), False
+        self._found: list[tuple[Moments, torch.device, bool]] = []
+        self._numbers: tuple[float | None, float | None] | None = None
+
+    def look(self, use: Use, trail: Trail) -> None:
+        """Called at each use of the first pass."""
+        if self.closed or len(self._found) >= _FIRST:
+            return
+        for tensor in use.inputs():
+            trace = trail.of(tensor)
+            if trace is None or not trace.of_batch or tensor.layout != torch.strided or not tensor.is_floating_point():
+                continue
+            if tensor.numel() or self.group is not None:
+                found = moments(self.counted.select("", tensor))
+                self._found.append((found, tensor.device, trace is OF_BATCH))
+
+    def numbers(self) -> tuple[float | None, float | None]:
+        """Std and mean of that whose std is nearest 1; None and None where no layer reads of the batch.
+
+        A constant counts where it is the batch's own, and nothing else is read.
+        """
+        if self._numbers is None:
+            pool = None if self.group is None else Pool(self.group)
+            found = [pooled(here, device, pool) for here, device, _ in self._found]
+            rows = read({i: (m.std, m.mean) for i, m in enumerate(found)})
+            varied = [(std, mean) for std, mean in rows.values() if std > 0]
+            constant = [(0.0, rows[i][1]) for i, (_, _, own) in enumerate(self._found) if own and not rows[i][0] > 0]
+            if varied:
+                self._numbers = min(varied, key=lambda row: abs(math.log(row[0])))
+            else:
+                self._numbers = constant[0] if constant else (None, None)
+        return self._numbers
+
+
+def read(rows: dict[Any, Sequence[Number]]) -> dict[Any, list[float]]:
     """Rows of one length, on the host: one transfer for each device."""
-    values: dict[str, list[float]] = {}
-    away: dict[torch.device, dict[str, Tensor]] = {}
-    for name, row in rows.items():
+    values: dict[Any, list[float]] = {}
+    away: dict[torch.device, dict[Any, Tensor]] = {}
+    for key, row in rows.items():
         tensor = next((v for v in row if isinstance(v, Tensor)), None)
         if tensor is None:
-            values[name] = [float(v) for v in row]
+            values[key] = [float(v) for v in row]
         else:
             stacked = torch.stack([torch.as_tensor(v, dtype=tensor.dtype, device=tensor.device) for v in row])
-            away.setdefault(tensor.device, {})[name] = stacked.float()
+            away.setdefault(tensor.device, {})[key] = stacked.float()
     for device_rows in away.values():
         values.update(zip(device_rows, torch.stack(list(device_rows.values())).tolist(), strict=True))
-    return values
+    return {key: values[key] for key in rows}

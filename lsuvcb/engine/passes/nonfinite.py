@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import LSUVError
-from ..model.weights import Weight
-from ..seeing.eye import Use
+from ..model.weight import Weight
+from ..seeing.use import Use
 
 
 def count_non_finite(tensors: list[Tensor]) -> tuple[int, int]:

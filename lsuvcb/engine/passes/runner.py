@@ -1,191 +1,79 @@
-"""How a model is run on a batch: the default forward, its errors, a batch that no pass can spoil, pass after pass."""
+"""Pass after pass over one model and one batch, each from the same state."""
 
 from __future__ import annotations
 
-import copy
-import inspect
-import math
-from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.utils import _pytree as pytree
 
 from ..errors import LSUVError
-from ..keeping.undisturbed import Snapshot, devices_of, tensors_in, undisturbed
-from ..measuring.moments import Moments, Pool, moments, over_ranks
+from ..keeping.undisturbed import Snapshot, devices_of, undisturbed
+from ..measuring.pool import Group, meet_at_the_end
+from ..model.left_alone import Constant
+from ..model.weight import Weight
 from ..model.weights import Weights, refuse
 from ..ranks import reshard
+from ..seeing.activations import Activations
 from ..seeing.eye import Eye
-from ..seeing.follow import Activations
-from ..select import Selector, all_modules, unwrap
-from ..solving.newton import Target
-from .measure import Measure
+from ..seeing.follow import Facts
+from ..seeing.provenance import OF_BATCH
+from ..select import all_modules, unwrap
+from ..tensors import tensors_in
+from .counted import Counted
+from .draw import Draws
+from .forward import Forward, check_batch, check_model, default_forward, fresh
+from .measure import InputMoments, Measure
 from .nonfinite import count_non_finite
-from .solve import CONSTANT, Scale, Values
-
-Forward = Callable[[nn.Module, Any], Any]
-
-
-def default_forward(model: nn.Module, batch: Any) -> Any:
-    """model(**batch) for a mapping, model(*batch) for a tuple or list, else model(batch).
-
-    DDP and DataParallel are left aside: this process alone runs its own replica.
-    """
-    model = unwrap(model)
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return model(*batch)
-    return model(batch)
-
-
-def check_batch(model: nn.Module, batch: Any) -> None:
-    """Fail before any pass where `default_forward` cannot succeed: arguments that do not fit, a batch on another device.
-
-    Raises:
-        TypeError: the model's forward does not take these arguments.
-        ValueError: the batch is on another device than the model.
-    """
-    inner = unwrap(model)
-    keywords = dict(batch) if isinstance(batch, Mapping) else {}
-    positional = list(batch) if isinstance(batch, (tuple, list)) else [] if isinstance(batch, Mapping) else [batch]
-    try:
-        inspect.signature(inner.forward).bind(*positional, **keywords)
-    except TypeError as error:
-        given = (
-            f"the keywords {sorted(keywords)}"
-            if isinstance(batch, Mapping)
-            else f"{len(positional)} positional arguments"
-        )
-        raise TypeError(
-            f"{type(inner).__name__}.forward does not take this batch, a {type(batch).__name__} given as {given} ({error}). "
-            "For a loader's (inputs, targets) pair write `lsuv_(model, xb)`; "
-            "for anything else give `forward=lambda model, batch: ...`."
-        ) from None
-    homes, away = devices_of(inner), {t.device for t in tensors_in(batch)}
-    if len(homes) == 1 and away and away.isdisjoint(homes):
-        home, other = homes.pop(), sorted(map(str, away))
-        raise ValueError(f"`batch` is on {', '.join(other)}, the model on {home}; write `batch.to({str(home)!r})`.")
-
-
-def fresh(batch: Any) -> Any:
-    """A copy of the batch's containers and tensors, so that a model that writes into its input spoils no later pass.
-
-    Of any other object that has a `clone` method (a batch of graphs) its clone.
-    """
-    if isinstance(batch, MutableMapping) and type(batch) is not dict:
-        copied = copy.copy(batch)
-        for key, value in batch.items():
-            copied[key] = fresh(value)
-        return copied
-    return pytree.tree_map(_fresh_leaf, batch)
-
-
-def _fresh_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.detach().clone().requires_grad_(leaf.requires_grad)
-    return leaf.clone() if callable(getattr(leaf, "clone", None)) else leaf
-
-
-def first_float(batch: Any) -> Tensor | None:
-    """The tensor whose scale is the input's: the batch's first real floating one with values in it, or else without."""
-    batch = dict(batch) if isinstance(batch, Mapping) else batch
-    dense = [t for t in tensors_in(batch) if t.layout == torch.strided and torch.is_floating_point(t)]
-    return next((t for t in dense if t.numel()), dense[0] if dense else None)
-
+from .plan import Goals, Plan
+from .several_uses import bring_together
+from .solve import Aim, Solve
 
 AnyEye = TypeVar("AnyEye", bound=Eye)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a call of `lsuv_` asks of each pass: which layers, measured where, brought to what, over which ranks."""
-
-    target: Target
-    layers: Selector | None = None
-    activations: Activations | None = None
-    group: dist.ProcessGroup | None = None
-
-
-def plan_of(
-    measure: str = "layer",
-    std: float = 1.0,
-    mean: float | None = None,
-    tol: float = 1e-3,
-    max_iters: int = 20,
-    layers: Selector | None = None,
-    activations: Any = None,
-    group: dist.ProcessGroup | None = None,
-) -> Plan:
-    """The plan that these arguments of `lsuv_` ask for.
-
-    Raises:
-        ValueError, TypeError: one of them is out of its range or of the wrong kind.
-    """
-    if measure not in ("layer", "activation"):
-        raise ValueError(f"`measure` must be 'layer' or 'activation', got {measure!r}.")
-    if measure == "layer" and activations is not None:
-        raise ValueError(
-            '`activations` does nothing with measure="layer"; write measure="activation", or leave it out.'
-        )
-    for name, value in (("std", std), ("tol", tol)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"`{name}` must be > 0 and finite, got {value!r}.")
-    if mean is not None and not math.isfinite(mean):
-        raise ValueError(f"`mean` must be a finite number or None, got {mean!r}.")
-    if max_iters < 1:
-        raise ValueError(f"`max_iters` must be >= 1, got {max_iters!r}.")
-    target = Target(float(std), None if mean is None else float(mean), float(tol), max_iters)
-    return Plan(target, layers, Activations(activations) if measure == "activation" else None, group)
+_MOST_FACTS = 5  # passes that may find out more about a model before one is taken as it is
 
 
 class Runner:
-    """One model and one batch, run as often as needed, each time from the same state.
+    """One model and one batch, run as often as needed.
 
     Args:
         forward: called as forward(model, batch); None: `default_forward`, whose arguments are checked at once.
+        name: of the function that the user called, for messages.
 
     Attributes:
-        snapshot: what each pass starts from; set before the first.
         passes: how often the model ran.
-        input_std, input_mean: of the batch's first floating tensor; None if it has none.
+        input: what the first layer reads of the batch.
     """
 
-    snapshot: Snapshot
-
     def __init__(
-        self, model: nn.Module, batch: Any, forward: Forward | None, group: dist.ProcessGroup | None = None
-    ) -> None:
+        self, model: nn.Module, batch: Any, forward: Forward | None, group: Group = None, mask: Any = None, name: str = "lsuv_"
+    ) -> None:  # fmt: skip
         if forward is not None and not callable(forward):
             raise TypeError(f"`forward` must be callable as forward(model, batch), got {forward!r}.")
+        check_model(model, batch, name)
         refuse(model)
-        if forward is None:
-            check_batch(model, batch)
+        check_batch(model, batch, forward, pooled=group is not None)
         self.model, self.batch, self.forward, self.group = model, batch, forward or default_forward, group
+        self.counted = Counted(mask, batch)
+        self.input = InputMoments(group, self.counted)
         self.passes = 0
-        self.input_std = self.input_mean = None
-        tensor = first_float(batch)
-        if tensor is not None and (tensor.numel() or group is not None):
-            found = moments(tensor, None if group is None else Pool(group))
-            self.input_std, self.input_mean = float(found.std), float(found.mean)
+        self.facts = Facts()
         self._materialise()
 
-    def watch(self, eye: AnyEye) -> AnyEye:
+    def watch(self, eye: AnyEye, snapshot: Snapshot) -> AnyEye:
         """Run the model once under `eye`, without gradients; then put its state back to the snapshot."""
         self.passes += 1
-        self.snapshot.hide_gradients()
+        snapshot.hide_gradients()
         try:
             with torch.no_grad(), eye:
-                self.forward(self.model, fresh(self.batch))
+                batch = fresh(self.batch)
+                for tensor in tensors_in(batch):
+                    eye.trail.tag(tensor, OF_BATCH)
+                eye.end(self.forward(self.model, batch))
             if self.group is not None:  # a rank that ran fewer layers would leave the others waiting
-                device = next(iter(devices_of(self.model)), torch.device("cpu"))
-                over_ranks(Moments(0.0, 0.0, 0.0, 0), device, Pool(self.group, 0, "the end of the pass"))
+                meet_at_the_end(next(iter(devices_of(self.model)), torch.device("cpu")), self.group)
         except Exception as error:
             bad, total = count_non_finite(tensors_in(self.batch))
             batch = (
@@ -196,40 +84,71 @@ class Runner:
             raise
         finally:
             reshard(self.model)
-            self.snapshot.restore()
+            snapshot.restore()
         return eye
 
-    def measure(self, plan: Plan) -> dict[str, tuple[float, float]]:
-        """Std and mean of every layer, where the plan measures it, by name."""
-        return self.watch(Measure(Weights(self.model, plan.layers), plan.activations, plan.group)).read()
+    def measure(self, weights: Weights, plan: Plan, snapshot: Snapshot) -> Measure:
+        """A pass that looks, where the plan measures."""
+        activations = Activations(plan.activations)
 
-    def scale(self, plan: Plan, draws: torch.Generator | None) -> tuple[Scale, dict[str, Values]]:
-        """The pass that solves every layer, and its numbers, read from the device once."""
-        state = draws.get_state() if draws is not None else None
-        eye = self._solve(plan, draws, strict=False)
-        values = eye.read()
-        if not all(v.finite for v in values.values()):
-            # The same pass again, now with a look at each layer: it raises at the first one
-            if draws is not None and state is not None:
-                draws.set_state(state)
-            self._solve(plan, draws, strict=True)
-            raise LSUVError("the outputs were not finite in one pass and finite in the next: this model is random.")
-        for weight in [w for w in eye.solutions if values[w.name].constant]:
-            weight.note(CONSTANT)
-            del eye.solutions[weight]
-        return eye, values
+        def look() -> Measure:
+            eye = Measure(
+                weights, activations, self.facts, behind=plan.measure == "activation",
+                group=self.group, counted=self.counted, input=self.input,
+            )  # fmt: skip
+            return self.watch(eye, snapshot)
 
-    def _solve(self, plan: Plan, draws: torch.Generator | None, *, strict: bool) -> Scale:
-        weights = Weights(self.model, plan.layers)
-        return self.watch(Scale(weights, plan.target, plan.activations, draws, plan.group, strict))
+        return self._until_known(look)
+
+    def solve(self, weights: Weights, goals: Goals, generator: torch.Generator | None, snapshot: Snapshot) -> Solve:
+        """The passes that solve every layer; one, where no weight is used twice and every output is read as it seems.
+
+        Args:
+            generator: of the orthonormal draw, from the same state for each pass; None: no draw.
+        """
+        plan, activations = goals.plan, Activations(goals.plan.activations)
+        state = None if generator is None else generator.get_state()
+
+        def solve(aims: dict[Weight, Aim], *, strict: bool = False) -> Solve:
+            if generator is not None and state is not None:
+                generator.set_state(state)
+            draws = Draws(plan, generator)
+            eye = Solve(
+                weights, activations, self.facts, goals, draws, counted=self.counted, aims=aims, input=self.input,
+                strict=strict,
+            )  # fmt: skip
+            self.watch(eye, snapshot)
+            eye.solutions.read()
+            if not eye.solutions.finite and not strict:
+                solve(aims, strict=True)  # it raises at the first layer
+                raise LSUVError("the outputs were not finite in one pass and finite in the next: this model is random.")
+            return eye
+
+        aims: dict[Weight, Aim] = {}
+        eye = self._until_known(lambda: solve(aims))
+        eye = bring_together(eye, aims, lambda: solve(aims), plan.max_iters)
+        for weight in [w for w, s in eye.solutions.of.items() if s.constant]:
+            eye.leave(weight, Constant())
+            eye.solutions.drop(weight)
+        return eye
+
+    def _until_known(self, look: Any) -> Any:
+        """Passes until one finds nothing that it should have known from the start."""
+        for _ in range(_MOST_FACTS):
+            known = self.facts.count()
+            eye = look()
+            self.input.closed = True
+            if self.facts.count() == known:
+                break
+        return eye
 
     def _materialise(self) -> None:
         """Lazy modules get their parameters from a first pass; what it counted and drew is put back."""
         lazy = [m for m in all_modules(self.model) if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]
         if not lazy:
             return
-        with undisturbed(self.model, self.batch) as self.snapshot:
-            self.watch(Eye(Weights(nn.Module())))
+        with undisturbed(self.model, self.batch) as snapshot:
+            self.watch(Eye(Weights(nn.Module())), snapshot)
         for module in lazy:
             if isinstance(module, _NormBase):
                 module.reset_running_stats()

@@ -1,230 +1,216 @@
-"""From a layer to its activation: follows each layer's output to the op that takes it first."""
+"""From a layer to what stands behind it: follows each layer's output to the op that takes it first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..keeping.undisturbed import RNGState, tensors_in
-from ..model.weights import Weight, Weights, tensors_of
+from ..model.left_alone import Apart, Generates
+from ..model.weight import Weight
+from ..model.weights import Weights
+from ..tensors import tensors_in
 from . import ops
-from .eye import Eye, Use
-
-Activation = type[nn.Module] | nn.Module | Callable[..., Any]
-View = Callable[[Tensor], Tensor]
-
-# Elementwise functions that turn a layer's output into an activation, as torch spells them; in-place forms included.
-ELEMENTWISE = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign tanh sigmoid hardtanh hardswish hardsigmoid "
-    "logsigmoid log_sigmoid tanhshrink softshrink hardshrink threshold prelu clamp clamp_min clamp_max sin".split()
-)
+from .activations import Activations
+from .behind import Behind, what_reads
+from .call import Call
+from .doors import BlockDoors, Doors
+from .eye import Eye
+from .kernels import generators_of, takes_for_kernel
+from .output import Function, Image, Output, is_bias, is_factor, is_number
 
 
-@dataclass(frozen=True)
-class Elementwise:
-    """An activation as a function of what stands in the place of a layer's output, which it may overwrite.
+class Facts:
+    """What passes over a model found out too late for themselves: the next one knows it from the start.
 
     Attributes:
-        takes_rows: it takes some rows of the output as well as all of them.
+        second_reader: weights whose output another op reads beside the activation behind it.
+        unseen: weights whose output no op was seen to read, though others came after: it is settled at once.
+        generators: weights whose output becomes another op's kernel by a way that is not linear, and that op's name.
+        apart: weights whose several uses could not be brought to their target together.
     """
 
-    function: Callable[[Tensor], Tensor]
-    takes_rows: bool
+    def __init__(self) -> None:
+        self.second_reader: set[Weight] = set()
+        self.unseen: set[Weight] = set()
+        self.generators: dict[Weight, str] = {}
+        self.apart: set[Weight] = set()
 
-    def __call__(self, values: Tensor) -> Tensor:
-        return self.function(values)
-
-
-class Activations:
-    """What counts as an activation: the ops of `ELEMENTWISE`, and those that the user names.
-
-    Args:
-        extra: module types, modules or torch functions, one or several. A module counts with all that it does.
-
-    Raises:
-        TypeError: an item is none of these.
-    """
-
-    def __init__(self, extra: Activation | Iterable[Activation] | None = None) -> None:
-        items = () if extra is None else tuple(extra) if isinstance(extra, (tuple, list, set, frozenset)) else (extra,)
-        for item in items:
-            if not callable(item):
-                raise TypeError(f"`activations` takes module types, modules and torch functions, got {item!r}.")
-        self._types = tuple(i for i in items if isinstance(i, type) and issubclass(i, nn.Module))
-        self._modules = {i for i in items if isinstance(i, nn.Module)}
-        self._names = {ops.op_name(i) for i in items if not isinstance(i, (type, nn.Module))}
-
-    def names_module(self, module: nn.Module) -> bool:
-        return isinstance(module, self._types) or module in self._modules
-
-    def has_op(self, name: str) -> bool:
-        return name.removesuffix("_") in ELEMENTWISE or name in self._names
-
-
-@dataclass(eq=False)
-class Output:
-    """A linear op's output y on its way to the op that takes it: `alias` are the views of y that were made since."""
-
-    use: Use
-    y: Tensor
-    alias: list[tuple[Tensor, View]]
+    def count(self) -> int:
+        return len(self.second_reader) + len(self.unseen) + len(self.generators)
 
 
 class Follow(Eye):
     """An eye that decides for each layer where it is measured: at its output, or behind the activation that takes it.
 
-    Args:
-        activations: None measures every layer at its own output.
+    A subclass calls `follow` with what a linear op gave; `settle` is called back, before any other op reads the output.
 
-    A subclass calls `hand_on` with what a linear op gave; `settle` is called back, before any other op reads y.
+    Args:
+        activations: what counts as one.
+        facts: what earlier passes found out.
+        by_module: an activation or a norm may be a module of several ops.
+        through_dropout: an output is followed through dropout, too.
     """
 
-    def __init__(self, weights: Weights, activations: Activations | None = None) -> None:
+    def __init__(
+        self, weights: Weights, activations: Activations, facts: Facts, *, by_module: bool, through_dropout: bool = False
+    ) -> None:  # fmt: skip
         super().__init__(weights)
-        self.activations = activations
-        self._waiting: dict[int, tuple[Output, View]] = {}
-        self._inside: tuple[nn.Module, Output, View] | None = None
-        self._blocks_open = 0
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.activations, self.facts = activations, facts
+        self.by_module, self.through_dropout = by_module, through_dropout
+        self._waiting: dict[Output, None] = {}
+        self.doors, self.block_doors = Doors(), BlockDoors()
+        self._count = 0
+        for weight, op in facts.generators.items():
+            self.leave(weight, Generates(op))
+        for weight in facts.apart:
+            self.leave(weight, Apart())
 
-    def settle(self, use: Use, y: Tensor, activation: Elementwise | None, why: str) -> None:
-        """Measure or correct y, in place.
+    def settle(self, output: Output, read: Tensor, behind: Behind) -> None:
+        """Measure or correct the output, in place.
 
         Args:
-            activation: gives the activation's output from values in the place of y, which it may overwrite; None: at the layer.
-            why: for the report, where an activation was looked for and none takes y directly.
+            read: y, or the image of it that is about to be read.
         """
         raise NotImplementedError
 
-    def on_block(self, weight: Weight, args: Any, kwargs: Any, output: Any) -> Any:
+    def on_block(self, weight: Weight, args: Any, kwargs: Any, result: Any) -> Any:
         """A selected block has run: measure its output, or give the one to hand on; None leaves it."""
         raise NotImplementedError
 
-    def hand_on(self, use: Use, y: Tensor) -> None:
-        if self.activations is None:
-            self.settle(use, y, None, "")
+    def before_dropout(self, output: Output) -> None:
+        """An op that cannot be repeated is about to read the output, which is followed on."""
+
+    def bias_behind(self, output: Output, used_by: str) -> None:
+        """A bias was found behind the op; `used_by` says which op used that parameter before."""
+
+    def follow(self, output: Output) -> None:
+        """Wait for the op that reads it."""
+        self._count += 1
+        output.order = self._count
+        if output.use.weight in self.facts.unseen:
+            self.settle(output, output.y, Behind("nothing was seen to read its output"))
+            output.close()
         else:
-            self._watch(Output(use, y, []), y, lambda values: values)
+            self._waiting[output] = None
+
+    # Hooks on modules
 
     def __enter__(self) -> Any:
-        if self.activations is not None:
-            for module in self.weights.paths.values():
-                leaf = not any(True for _ in module.children()) and not any(True for _ in module.parameters())
-                if leaf or self.activations.names_module(module):
-                    self._handles.append(module.register_forward_pre_hook(self._step_in))
-                    self._handles.append(module.register_forward_hook(self._step_out))
-        for weight in self.weights.blocks:
-            enter, leave = partial(self._enter_block, weight), partial(self._leave_block, weight)
-            self._handles.append(weight.module.register_forward_pre_hook(enter, with_kwargs=True))
-            self._handles.append(weight.module.register_forward_hook(leave, with_kwargs=True, prepend=True))
+        if self.by_module:
+            self.doors.watch(self.weights.modules.values(), self.activations, self.trail)
+        self.block_doors.watch(self.weights.blocks, self._enter_block, self._leave_block)
         return super().__enter__()
 
-    def __exit__(self, exc_type: Any, *rest: Any) -> None:
-        super().__exit__(exc_type, *rest)
-        for handle in self._handles:
-            handle.remove()
-        if exc_type is None:
-            for output, _ in list(self._waiting.values()):
-                self._settle_at_layer(output, "no activation follows")
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self.doors.close()
+        self.block_doors.close()
+        for output in self._waiting:
+            output.close()
+        self._waiting.clear()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self._blocks_open:
-            return func(*args, **kwargs)
-        if self._waiting and (taken := self._taken(args, kwargs)) and (op := ops.op_name(func)) not in ops.LOOKS:
-            if op in ops.TEMPLATES and id(args[0]) not in self._waiting:
-                return super().__torch_function__(func, types, args, kwargs)
-            if op in ops.VIEWS and len(taken) == 1:
-                return self._through_view(func, types, args, kwargs)
-            for output, view in taken:
-                self._settle_before(op, output, view, func, args, kwargs)
-        return super().__torch_function__(func, types, args, kwargs)
+    def end(self, result: Any) -> None:
+        """The forward has given `result`: what still waits was not read."""
+        super().end(result)
+        returned = {id(t) for t in tensors_in(result)} if self._waiting else set()
+        for output in list(self._waiting):
+            if output.order == self._count or any(id(image.tensor) in returned for image in output.images):
+                self._settle(output, output.images[-1].tensor, Behind("no activation follows"))
+            else:
+                self.facts.unseen.add(output.use.weight)
 
-    def _taken(self, args: Any, kwargs: Any) -> list[tuple[Output, View]]:
-        tensors = (t for a in (*args, *kwargs.values()) for t in tensors_of(a))
-        found = [self._waiting[id(t)] for t in tensors if id(t) in self._waiting]
-        return [pair for i, pair in enumerate(found) if all(pair[0] is not other for other, _ in found[:i])]
+    def _enter_block(self, weight: Weight, args: Any, kwargs: Any) -> None:
+        for tensor in tensors_in((args, kwargs)):
+            trace = self.trail.of(tensor)
+            if trace is not None and trace.output in self._waiting:
+                self._settle(trace.output, tensor, Behind(f"its output goes to the block {weight.name!r}"))
+        self.settle_now(weight)
+        self.asleep = True
 
-    def _watch(self, output: Output, tensor: Tensor, view: View) -> None:
-        output.alias.append((tensor, view))
-        self._waiting[id(tensor)] = (output, view)
+    def _leave_block(self, weight: Weight, args: Any, kwargs: Any, result: Any) -> Any:
+        replaced = self.on_block(weight, args, kwargs, result)
+        self.asleep = False
+        self.trail.tag_block(weight, (args, kwargs), result if replaced is None else replaced)
+        return replaced
 
-    def _through_view(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        result = super().__torch_function__(func, types, args, kwargs)
-        ((output, view),) = self._taken(args, kwargs)
-        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() == output.y.untyped_storage().data_ptr():
-            self._watch(output, result, lambda values: func(view(values), *args[1:], **kwargs))
-            return result
-        self._settle_at_layer(output, f"its output goes to {ops.op_name(func)}")
-        return super().__torch_function__(func, types, args, kwargs)
+    # What reads an output
 
-    def _settle_before(self, op: str, output: Output, view: View, func: Any, args: Any, kwargs: Any) -> None:
-        assert self.activations is not None
-        inside = self._inside if self._inside is not None and self._inside[1] is output else None
-        named = inside is not None and self.activations.names_module(inside[0])
-        if not named and not (self.activations.has_op(op) and args and id(args[0]) in self._waiting):
-            return self._settle_at_layer(output, f"its output goes to {op}")
-        call: View = lambda values: func(view(values), *args[1:], **kwargs)  # noqa: E731
-        # A view with sizes of its own fits the whole output only, and so do bounds for each sample
-        others = (t for a in (*args[1:], *kwargs.values()) for t in tensors_of(a))
-        alone = len(output.alias) == 1 and all(t.ndim < output.y.ndim for t in others)
-        takes_rows = alone and has_rows(output.y, output.use.weight.tensor)
-        if inside is not None:
-            module, _, into = inside
-            call = lambda values: module.forward(into(values))  # noqa: E731
-            if not _is_function_of(call, output.y[:2] if takes_rows else output.y):
-                return self._settle_at_layer(output, f"{type(module).__name__} is not elementwise")
-        self._release(output)
-        return self.settle(output.use, output.y, Elementwise(call, takes_rows), "")
+    def reads(self, call: Call) -> Callable[[Any], Any] | None:
+        outputs = {trace.output: None for _, trace in call.traces if trace.output is not None}
+        if call.op.name in ops.KERNEL_AT:
+            for weight in generators_of(call, self.trail, self.weights):
+                self.facts.generators[weight] = call.op.name
+        if not outputs:
+            return None
+        waiting = [output for output in outputs if not output.settled]
+        for output in outputs:
+            if output.settled and output.behind_activation and not call.op.views and self.doors.inside is None:
+                self.facts.second_reader.add(output.use.weight)
+        if not waiting:
+            return None
+        if call.op.template and ((first := self.trail.of(call.args[0])) is None or first.output not in waiting):
+            return None
+        if len(waiting) == 1:
+            images = [t for t, trace in call.traces if trace.output is waiting[0]]
+            carry = self._carried(waiting[0], images[0], call) if len(images) == 1 else None
+            if carry is not None:
+                return carry
+        for output in waiting:
+            read = next(t for t, trace in call.traces if trace.output is output)
+            again, inside = output.use.weight in self.facts.second_reader, self.doors.of(output)
+            behind = what_reads(
+                output, read, call, self.activations, inside, second_reader=again, always=self.by_module
+            )
+            self._settle(output, read, behind)
+        return None
 
     def settle_now(self, weight: Weight) -> None:
-        """Settle what still waits for its activation: another op is about to read the same weight."""
-        for output in [o for o, _ in self._waiting.values() if o.use.weight is weight or o.use.bias is weight]:
-            self._settle_at_layer(output, "its weight is used again before the activation")
+        """Settle what still waits: another op is about to read the same weight or bias."""
+        for output in [o for o in self._waiting if o.use.weight is weight or o.use.bias is weight]:
+            why = "its weight is used again before the activation"
+            self._settle(output, output.images[-1].tensor, Behind(why))
 
-    def _settle_at_layer(self, output: Output, why: str) -> None:
-        if any(output is waiting for waiting, _ in self._waiting.values()):
-            self._release(output)
-            self.settle(output.use, output.y, None, f"measured at the layer: {why}")
+    def _settle(self, output: Output, read: Tensor, behind: Behind) -> None:
+        if output in self._waiting:
+            del self._waiting[output]
+            self.settle(output, read, behind)
+            output.close()
 
-    def _release(self, output: Output) -> None:
-        for tensor, _ in output.alias:
-            self._waiting.pop(id(tensor), None)
+    def _carried(self, output: Output, tensor: Tensor, call: Call) -> Callable[[Any], Any] | None:
+        """How the result of this op carries the output on; None where the op takes it."""
+        image = output.image(tensor)
+        if image is None or not call.has(tensor):
+            return None
+        of, op = call.on(tensor), call.op
+        if op.views and call.args[0] is tensor:
+            return partial(self._add, output, image, of, False)
+        if (source := is_bias(call, output, tensor)) is not None:
+            return partial(self._add_bias, output, call, source, self.trail.used_by(source.weight))
+        if is_factor(call, tensor) and (is_number(call, tensor) or self.through_dropout):
+            return partial(self._add, output, image, of, True)
+        if self.through_dropout and op.is_dropout and call.args[0] is tensor:
+            self.before_dropout(output)
+            return partial(self._add, output, image, None, False)
+        if takes_for_kernel(call, output, tensor):
+            output.kernel = op.name
+            return partial(self._add, output, image, of, False)
+        return None
 
-    def _enter_block(self, weight: Weight, module: nn.Module, args: Any, kwargs: Any) -> None:
-        for tensor in tensors_in((args, kwargs)):
-            if id(tensor) in self._waiting:
-                self._settle_at_layer(self._waiting[id(tensor)][0], f"its output goes to the block {weight.name!r}")
-        self.settle_now(weight)
-        self._blocks_open += 1
+    def _add(self, output: Output, parent: Image, of: Function | None, scaled: bool, result: Any) -> Any:
+        if not isinstance(result, Tensor) or not result.is_floating_point():
+            self._settle(output, output.y, Behind("its output is cast to another type"))
+            if isinstance(result, Tensor) and of is not None:
+                result.copy_(of(parent.tensor))
+            return None
+        output.add(result, parent, of, scaled)
+        return output
 
-    def _leave_block(self, weight: Weight, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        result = None if self._blocks_open > 1 else self.on_block(weight, args, kwargs, output)
-        self._blocks_open -= 1
-        return result
-
-    def _step_in(self, module: nn.Module, args: Sequence[Any]) -> None:
-        if len(args) == 1 and isinstance(args[0], Tensor) and id(args[0]) in self._waiting:
-            output, view = self._waiting[id(args[0])]
-            self._inside = (module, output, view)
-
-    def _step_out(self, module: nn.Module, args: Any, result: Any) -> None:
-        self._inside = None
-
-
-def _is_function_of(activation: View, y: Tensor) -> bool:
-    """Does it give one tensor of as many values, the same ones each time? Draws made in finding out are put back."""
-    rng = RNGState([y.device])
-    first, second = activation(y.clone()), activation(y.clone())
-    rng.restore()
-    return isinstance(first, Tensor) and first.numel() == y.numel() and torch.equal(first, second)
-
-
-def has_rows(y: Tensor, weight: Tensor) -> bool:
-    """Is the first dimension of an input or output the batch's? An unbatched one has fewer dimensions than a conv's weight."""
-    return y.ndim >= max(2, weight.ndim)
+    def _add_bias(self, output: Output, call: Call, source: Any, used_by: str, result: Tensor) -> Any:
+        function, first = call.func, call.args[0] is output.y
+        output.use.take_bias(source, None, function if first else lambda values, bias: function(bias, values))
+        output.replace(result)
+        self.bias_behind(output, used_by)
+        return output

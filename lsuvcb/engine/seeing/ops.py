@@ -1,4 +1,4 @@
-"""The ops that the eye knows: where a linear op keeps its weight and its bias, and which ops only look or reshape.
+"""The ops that the eye knows: where a linear op keeps its weight and its bias, and what the other ones do to a tensor.
 
 To teach the eye a new linear op, add a row to `LINEAR`: its name as torch spells it and the places of its weight(s) and bias.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from torch.nn import functional as F
@@ -55,11 +55,13 @@ LINEAR: dict[str, Row] = {
 }
 # Those whose every operand is a factor: one that is all zero silences the weight.
 PRODUCTS = frozenset(("bilinear", "einsum"))
+# Those that have a place for a kernel: what stands there is one also where it is no parameter, but made by another layer.
+KERNEL_AT = dict.fromkeys(("linear", *(n for n in LINEAR if "conv" in n)), 1)
 # Views, copies, casts and repeats of a whole weight: what is linear in the result is linear in the weight.
 VIEWS = frozenset(
     "t T mT H transpose swapaxes swapdims movedim moveaxis permute adjoint view view_as reshape reshape_as flatten "
     "unflatten ravel squeeze unsqueeze contiguous clone detach alias data to type type_as float double half bfloat16 "
-    "requires_grad_ cpu cuda as_subclass expand expand_as broadcast_to repeat tile".split()
+    "requires_grad_ cpu cuda as_subclass expand expand_as broadcast_to repeat tile flip roll".split()
 )
 # The same where only a part of the weight comes out.
 PARTS = frozenset("__getitem__ select narrow chunk split unbind index_select tensor_split split_with_sizes".split())
@@ -70,10 +72,62 @@ LOOKS = frozenset(
     "is_meta is_quantized is_nested layout names __len__ __hash__ untyped_storage _version "
     "new_zeros new_ones new_empty new_full new_tensor zeros_like ones_like empty_like full_like rand_like randn_like".split()
 )
-
-
 # These take the shape, type or device of any argument but the first, and no value.
 TEMPLATES = frozenset("type_as expand_as view_as reshape_as to".split())
+# Linear in the one operand, where the others are no part of it: products, quotients, masks.
+FACTORS = frozenset("mul multiply div divide true_divide neg negative masked_fill tril triu".split())
+SUMS = frozenset(("sum", "mean"))
+QUOTIENTS = frozenset("div divide true_divide".split())
+NORMS = frozenset("batch_norm layer_norm group_norm instance_norm rms_norm".split())
+_DROPOUT = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout".split()
+)
+
+
+class Op(NamedTuple):
+    """What is known of a torch function by its name.
+
+    Attributes:
+        name: as torch spells it; of a tensor's property, the property's.
+        plain: without what marks it as a method in place or an operator: "add" for `add_`, `__add__` and `__iadd__`.
+        looks, views, is_part, template: see LOOKS, VIEWS, PARTS, TEMPLATES.
+        writes: it changes its first argument.
+    """
+
+    name: str
+    plain: str
+    looks: bool
+    views: bool
+    is_part: bool
+    template: bool
+    writes: bool
+
+    @property
+    def is_dropout(self) -> bool:
+        return self.plain in _DROPOUT
+
+
+_OPERATORS = {"truediv": "div", "matmul": "matmul"}
+
+
+@lru_cache(4096)
+def op_of(func: Callable[..., Any]) -> Op:
+    """What is known of the function that a TorchFunctionMode was handed."""
+    name = op_name(func)
+    plain = name
+    if name.startswith("__") and name.endswith("__"):
+        plain = name.strip("_")
+        # `__iadd__` and `__radd__` are `add`; a function of its own may well begin with these letters
+        plain = plain[1:] if plain[:1] in "ir" and plain[1:] in _ARITHMETIC else plain
+        plain = _OPERATORS.get(plain, plain)
+    elif name.endswith("_"):
+        plain = name[:-1]
+    return Op(
+        name, plain, name in LOOKS, name in VIEWS, name in PARTS, name in TEMPLATES, writes(name)
+    )  # fmt: skip
+
+
+_ARITHMETIC = frozenset("add sub mul div truediv pow matmul and or xor".split())
 
 
 def op_name(func: Callable[..., Any]) -> str:
@@ -114,7 +168,7 @@ def slots(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Slots | Non
 
 @cache
 def _slots(name: str, given: int, keywords: tuple[str, ...]) -> Slots:
-    """The same for so many positional arguments and these keywords."""
+    """The slots of a call of `name` with `given` positional arguments and these keywords."""
     row = LINEAR[name]
     found = [p if p < given else k for p, k in row.weights if p < given or k in keywords]
     position, keyword = row.bias or (given, "")

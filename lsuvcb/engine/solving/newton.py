@@ -12,24 +12,7 @@ import torch
 from torch import Tensor
 
 from ..measuring.moments import Moments, Number
-
-LOW_PRECISION = frozenset((torch.bfloat16, torch.float16))
-LOW_PRECISION_TOL = 1e-2
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a layer's output is to go: std > 0, and a mean or None to leave the mean alone; within `tol` of both."""
-
-    std: float = 1.0
-    mean: float | None = None
-    tol: float = 1e-3
-    max_iters: int = 20
-
-    def tolerance(self, *dtypes: torch.dtype) -> float:
-        """Largest allowed error: `tol` times the std; bf16 and fp16 cannot hold less than 1e-2 of it."""
-        high = LOW_PRECISION.isdisjoint(dtypes)
-        return (self.tol if high else max(self.tol, LOW_PRECISION_TOL)) * self.std
+from .target import LOW_PRECISION, Target
 
 
 def closed_form(
@@ -76,7 +59,7 @@ class Try(NamedTuple):
 
 Evaluate = Callable[[float, float], Try]
 _STEP = 1e-3  # of the finite differences, in log(scale) and in shift / std
-_COARSE_STEP = 0.05  # the same where values are bf16 or fp16, whose rounding drowns a smaller one
+_COARSE_STEP = 0.05  # of those where values are bf16 or fp16, whose rounding drowns a smaller one
 _UNSURE = 0.3  # in stds: how far a sample may be off; farther from its target than this, the whole is too
 _LARGEST = math.log(8.0)  # of one Newton step in log(scale); in shift, that many stds
 
@@ -109,7 +92,7 @@ class Newton:
         self.step = _COARSE_STEP if dtype in LOW_PRECISION else _STEP
 
     def towards(self, target: Target) -> Newton:
-        """The same for another target."""
+        """A copy that goes to another target."""
         other = copy.copy(self)
         other.target = target
         return other
@@ -214,16 +197,22 @@ def reach(activation: Callable[[Tensor], Tensor], like: Tensor) -> tuple[float, 
     return (-math.inf if lower < low - 1 else lowest), (math.inf if higher > high + 1 else highest)
 
 
-def out_of_reach(low: float, high: float, target: Target, moves: bool) -> str:
-    """Why values in [low, high] cannot have the target's moments; "" if they can.
+class OutOfReach(NamedTuple):
+    """Values in [low, high] have no `what` ("mean" or "std") of `goal`."""
+
+    what: str
+    low: float
+    high: float
+    goal: float
+
+
+def out_of_reach(low: float, high: float, target: Target, moves: bool) -> OutOfReach | None:
+    """Why values in [low, high] cannot have the target's moments; None if they can.
 
     A mean lies strictly inside; a variance is at most (high - mean) (mean - low) (Bhatia & Davis, 2000).
     """
-    where = f"outputs in [{low:.3g}, {high:.3g}]"
     mean = target.mean if moves else None
     if mean is not None and not low < mean < high:
-        return f"an activation with {where} has no mean of {mean:g}"
+        return OutOfReach("mean", low, high, mean)
     most = math.sqrt((high - mean) * (mean - low)) if mean is not None else (high - low) / 2
-    if target.std >= most:
-        return f"an activation with {where} has no std of {target.std:g}"
-    return ""
+    return OutOfReach("std", low, high, target.std) if target.std >= most else None

@@ -5,99 +5,109 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..keeping.undisturbed import RNGState
-from ..measuring.moments import Moments, Pool, moments, moments_of
+from ..measuring.moments import Moments, moments, moments_of
+from ..measuring.pool import Pool, pooled
 from ..model.blocks import Block, output_tensor
-from ..seeing.follow import Elementwise, has_rows
-from .newton import Newton, Solved, Target, Try, out_of_reach, reach
+from ..model.left_alone import MeanOutOfReach, Missed, StdOutOfReach
+from ..seeing.activations import Elementwise
+from ..seeing.output import has_rows
+from .newton import Newton, OutOfReach, Solved, Try, out_of_reach, reach
+from .solution import Solution
+from .target import Target
 
 _SAMPLE = 1 << 15  # values that a Newton step looks at before the whole output is
 _PART = 1 << 22  # values that a step on the whole output makes a copy of at a time
 _MARGIN = 0.4  # in stds: how near to the end of its activation's range a mean is brought, where the target lies outside
 
 
+Select = Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Layer:
-    """An output y = W x + b, and what comes of it: f(s y + (1 - s) b + t), the output for weight s W and bias b + t.
+    """An output y = W x + b, and what comes of it: f(s y + (1 - s) b + t) for weight s W and bias b + t, or b where it is kept.
 
     Attributes:
-        y: the output; corrected in place by the solution.
-        bias: b in a shape that broadcasts over y; None where it is zero.
+        y: the output.
+        bias: b in a shape that broadcasts over y, where it does not scale with W; None where it does, or is zero.
         activation: f, which may overwrite its argument.
         found: moments of y.
-        has_bias: the bias may move.
+        moves: the bias may move.
+        counted: the values that count, of f's output; None: all.
     """
 
     y: Tensor
     bias: Tensor | None
     activation: Elementwise
     found: Moments
-    has_bias: bool
+    moves: bool
+    counted: Select | None = None
 
-    def moved(self, y: Tensor, scale: float, shift: float, *, with_mean: bool) -> Tensor:
-        """A new tensor: y for weight s W and bias b + t; s b where the mean is left alone."""
-        if with_mean and self.bias is not None:
+    def moved(self, y: Tensor, scale: float, shift: float) -> Tensor:
+        """A new tensor: y for another scale and shift."""
+        if self.bias is not None:
             return torch.add((1 - scale) * self.bias + shift, y, alpha=scale)
         return y * scale + shift if shift else y * scale
 
 
-class Behind(NamedTuple):
-    """The solution: W <- scale * W, and b <- b + shift, or scale * b where the mean is left alone."""
-
-    scale: float
-    shift: float
-    iterations: int
-    reason: str
-    missed: bool
-
-
-def solve_behind(layer: Layer, target: Target, tol: float, pool: Pool | None = None) -> Behind | None:
-    """Bring f(y) to the target by a scale and a shift, and correct `layer.y` in place.
+def solve_behind(layer: Layer, solution: Solution, pool: Pool | None) -> bool:
+    """Fill in the scale and the shift that bring f(y) to the solution's target. y is not touched.
 
     Returns:
-        None, and y untouched, where f(y) is constant and no shift can change that.
+        False where f(y) is constant and no shift can change that.
     """
-    moves = layer.has_bias and target.mean is not None
-    with_mean = target.mean is not None
-    bias_has_rows = layer.bias is not None and layer.bias.ndim >= layer.y.ndim  # W x + b, with features first
-    by_rows = layer.activation.takes_rows and not bias_has_rows
-    few, parts = (sample_rows(layer.y), row_parts(layer.y)) if by_rows else (None, [layer.y])
+    target, tol, y = solution.target, solution.tol, layer.y
+    moves = layer.moves and target.mean is not None
+    bias_has_rows = layer.bias is not None and layer.bias.ndim >= y.ndim  # W x + b, with features first
+    by_rows = layer.activation.takes_rows and not bias_has_rows and layer.counted is None
+    few, parts = (sample_rows(y), row_parts(y)) if by_rows else (None, [y])
 
     def evaluator(parts: Sequence[Tensor]) -> Callable[[float, float], Try]:
         def evaluate(scale: float, shift: float) -> Try:
-            moved = (layer.moved(y, scale, shift, with_mean=with_mean) for y in parts)
-            found = moments_of(map(layer.activation, moved), pool)
+            given = (layer.activation(layer.moved(part, scale, shift)) for part in parts)
+            counted = given if layer.counted is None else map(layer.counted, given)
+            found = pooled(moments_of(counted), y.device, pool)
             return Try(scale, shift, float(found.std), float(found.mean))
 
         return evaluate
 
     whole = evaluator(parts)
     sample = evaluator([few]) if few is not None else whole
-    guess = _normalised(layer, target, with_mean)
+    guess = _normalised(layer, target)
     if not any(sample(*at).std > 0 for at in ((1.0, 0.0), guess)):
-        return None
-    limits = reach(layer.activation, layer.y if few is None else few)
-    why = out_of_reach(*limits, target, moves)
-    if not why:
-        solved = Newton(target, tol, moves, layer.y.dtype).solve(whole, sample, guess)
-    else:
-        solved = _nearest(Newton(target, tol, moves, layer.y.dtype), limits, whole, sample, guess)
+        return False
+    limits = reach(layer.activation, y if few is None else few)
+    beyond = out_of_reach(*limits, target, moves)
+    newton = Newton(target, tol, moves, y.dtype)
+    solved = newton.solve(whole, sample, guess) if beyond is None else _nearest(newton, limits, whole, sample, guess)
+    _take(solution, solved, beyond)
+    return True
+
+
+def _take(solution: Solution, solved: Solved, beyond: OutOfReach | None) -> None:
     best = solved.best
-    if (best.scale, best.shift) != (1.0, 0.0):
-        for y in [layer.y] if layer.y.requires_grad else parts:  # autograd takes no change of a part
-            y.copy_(layer.moved(y, best.scale, best.shift, with_mean=with_mean))
-    reason = ""
+    solution.scale, solution.shift, solution.iterations = best.scale, best.shift, solved.iterations
+    solution.behind = Moments(best.mean, best.std, 0.0, solution.found.count)
     if not solved.converged:
-        reason = missed(best, solved.iterations) + (f": {why}" if why else "")
-    return Behind(best.scale, best.shift, solved.iterations, reason, not solved.converged)
+        solution.missed = True
+        solution.reason = missed(best, solved.iterations, beyond)
 
 
-def solve_block(
+def missed(best: Try, evaluations: int, beyond: OutOfReach | None = None) -> Missed:
+    """For the report: where the best try ended, and why."""
+    if beyond is None:
+        return Missed(best.std, best.mean, evaluations)
+    kind = MeanOutOfReach if beyond.what == "mean" else StdOutOfReach
+    return kind(best.std, best.mean, evaluations, beyond.low, beyond.high, beyond.goal)
+
+
+def bring_block(
     block: Block, args: Sequence[Any], kwargs: Mapping[str, Any], start: Tensor, bias: Any,
     target: Target, tol: float, pool: Pool | None,
 ) -> Solved:  # fmt: skip
@@ -112,7 +122,7 @@ def solve_block(
         def evaluate(scale: float, shift: float) -> Try:
             rng.restore()  # the same dropout each time
             output = block.run(args, kwargs, start * scale, bias + shift if shift else bias)
-            found = moments(output_tensor(output), pool)
+            found = pooled(moments(output_tensor(output)), start.device, pool)
             return Try(scale, shift, float(found.std), float(found.mean))
 
         return evaluate
@@ -123,11 +133,6 @@ def solve_block(
     first = whole(1.0, 0.0)
     guess = (target.std / first.std if first.std > 0 else 1.0, 0.0)
     return Newton(target, tol, moves, start.dtype).solve(whole, whole if few is None else evaluator((few,)), guess)
-
-
-def missed(best: Try, evaluations: int) -> str:
-    """For the report: where the best try ended."""
-    return f"std {best.std:.3g}, mean {best.mean:.3g} after {evaluations} evaluations"
 
 
 def _nearest(
@@ -147,10 +152,10 @@ def _nearest(
     return Solved(min(tries, key=judge.error), len(tries), False)
 
 
-def _normalised(layer: Layer, target: Target, with_mean: bool) -> tuple[float, float]:
+def _normalised(layer: Layer, target: Target) -> tuple[float, float]:
     """The guess that knows nothing of f: s y + (1 - s) b + t of the target's std and of mean zero."""
     scale = target.std / float(layer.found.std)
-    if not with_mean or not layer.has_bias:
+    if target.mean is None or not layer.moves:
         return scale, 0.0
     kept = (1 - scale) * float(layer.bias.double().mean()) if layer.bias is not None else 0.0
     return scale, -(scale * float(layer.found.mean) + kept)

@@ -1,11 +1,9 @@
-"""Orthonormal and Kaiming initialisation, and the formulas behind them."""
+"""The first step: weights drawn orthonormal, as flat matrices or in the middle tap of a kernel."""
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def orthonormal_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -45,37 +43,78 @@ def orthonormal_like(tensor: Tensor, generator: torch.Generator | None = None, *
     else:
         rows = tensor.shape[0] if tensor.ndim > 1 else 1
         columns = tensor.numel() // rows
-    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    device = generator.device if generator is not None else torch.device("cpu")
-    gauss = torch.randn(
-        -(-tensor.numel() // (rows * columns)), rows, columns, generator=generator, dtype=wide, device=device
-    )
-    gauss = gauss.to(tensor.device)
-    q, r = torch.linalg.qr(gauss.mT if rows < columns else gauss)
-    q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
-    q = q.mT if rows < columns else q
+    gauss = _gaussian(tensor, (-(-tensor.numel() // (rows * columns)), rows, columns), generator)
     filled = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)  # whole, where `tensor` is a shard
-    return filled.copy_(q.reshape(tensor.shape))
+    return filled.copy_(_orthonormal_rows(gauss).reshape(tensor.shape))
 
 
-def gain(leak: float = 0.0) -> float:
-    """sqrt(2 / (1 + leak^2)): what a (leaky) ReLU of that slope takes off the root mean square (He et al., 2015, eq. 15).
+def delta_orthogonal_(
+    tensor: Tensor, *, groups: int = 1, transposed: bool = False, generator: torch.Generator | None = None
+) -> Tensor:
+    """Fill the kernel of a convolution, in place: an orthonormal matrix in its middle tap, zeros in all others.
 
-    >>> round(gain(0.1), 4), round(gain(1), 4)
-    (1.4072, 1.0)
-    """
-    return math.sqrt(2.0 / (1 + leak**2))
-
-
-def init_weights(module: nn.Module, leaky: float = 0.0) -> None:
-    """Kaiming-normal weights for a 1-, 2- or 3-d conv, in place; other modules are left alone. For `model.apply`.
+    With stride 1 and as many channels in as out, such a layer passes each pixel on as an orthonormal matrix does a vector, at any
+    depth (Xiao et al., 2018, arXiv:1806.05393, Algorithm 1).
 
     Args:
-        module: one module, as `nn.Module.apply` hands them over.
-        leaky: the slope of the leaky ReLU that follows; 0 is a plain ReLU.
+        tensor: (out, in / groups, kernel...), a real floating dtype; each kernel size odd.
+        groups: of the convolution; each group has a matrix of its own.
+        transposed: the kernel is a transposed convolution's, (in, out / groups, kernel...); its middle tap is filled alike.
+        generator: see `orthonormal_`.
+
+    Returns:
+        `tensor`.
+
+    Raises:
+        ValueError: there is no kernel, a size is even, or the first dimension does not divide by `groups`.
+
+    Side effects:
+        Fills `tensor`; advances the generator.
 
     Example:
-        >>> _ = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU()).apply(init_weights)
+        >>> w = delta_orthogonal_(torch.empty(4, 4, 3, 3), generator=torch.Generator().manual_seed(0))
+        >>> bool(torch.allclose(w[:, :, 1, 1] @ w[:, :, 1, 1].T, torch.eye(4), atol=1e-6)), int((w != 0).sum())
+        (True, 16)
     """
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        nn.init.kaiming_normal_(module.weight, a=leaky)
+    kernel = tuple(tensor.shape[2:])
+    if not kernel or any(size % 2 == 0 for size in kernel):
+        raise ValueError(
+            f"`tensor` must be a kernel (out, in, sizes...) with odd sizes, got shape {tuple(tensor.shape)}."
+        )
+    if groups < 1 or tensor.shape[0] % groups:
+        raise ValueError(f"`groups` must divide the first dimension, {tensor.shape[0]}, got {groups}.")
+    with torch.no_grad():
+        return tensor.copy_(delta_orthogonal_like(tensor, generator, groups=groups))
+
+
+def delta_orthogonal_like(tensor: Tensor, generator: torch.Generator | None = None, *, groups: int = 1) -> Tensor:
+    """A new tensor of the shape, dtype and device of `tensor`, filled as `delta_orthogonal_` does."""
+    rows, columns = tensor.shape[0] // groups, tensor.shape[1]
+    matrices = _orthonormal_rows(_gaussian(tensor, (groups, rows, columns), generator))
+    filled = torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    taps = filled.flatten(2)
+    taps[:, :, taps.shape[2] // 2] = matrices.reshape(tensor.shape[:2]).to(tensor.dtype)
+    return filled
+
+
+def _gaussian(tensor: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Standard normal values on the device of `tensor`, drawn where the generator is, in float32 or wider."""
+    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    device = generator.device if generator is not None else torch.device("cpu")
+    return torch.randn(*shape, generator=generator, dtype=wide, device=device).to(tensor.device)
+
+
+def _orthonormal_rows(gauss: Tensor) -> Tensor:
+    """The Q of a QR decomposition in which R has a positive diagonal: orthonormal rows, or columns where there are more rows.
+
+    Where one side is twice the other or more, R is the Cholesky factor of the Gram matrix: the same Q up to rounding (such a
+    Gaussian matrix is well conditioned), in less time.
+    """
+    wide = gauss if gauss.shape[-2] < gauss.shape[-1] else gauss.mT
+    if wide.shape[-1] >= 2 * wide.shape[-2]:
+        factor = torch.linalg.cholesky(wide @ wide.mT)
+        q = torch.linalg.solve_triangular(factor, wide, upper=False)
+    else:
+        q, r = torch.linalg.qr(wide.mT)
+        q = (q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)).mT
+    return q if wide is gauss else q.mT

@@ -5,86 +5,122 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from ..errors import NoLayersError, NotConvergedWarning
-from ..model.weights import Weight, Weights
+from ..keeping.undisturbed import Snapshot
+from ..model.left_alone import Apart, MeanOutOfReach, OtherwiseAfterwards, Reason, Spread, StdOutOfReach, add
+from ..model.weight import Weight
+from ..model.weights import Weights
+from ..passes.measure import Measured, together
 from ..passes.runner import Runner
-from ..passes.solve import Scale, Values
+from ..passes.solve import Solve
 from ..seeing.eye import Eye, hidden_reason
 from ..select import Selector, module_paths
-from .report import LayerReport, LSUVReport, number
+from ..solving.solution import Solution
+from .report import LayerReport, LSUVReport
+from .table import number
 
-Measured = dict[str, tuple[float, float]]
+Uses = dict[Weight, list[Measured]]
 
 
-def layer_reports(eye: Scale, values: dict[str, Values], before: Measured, after: Measured) -> list[LayerReport]:
+class Row:
+    """One weight's row, with what it was made of."""
+
+    def __init__(self, report: LayerReport, weight: Weight, reason: Reason | None, tol: float) -> None:
+        self.report, self.weight, self.reason, self.tol = report, weight, reason, tol
+
+
+def rows_of(eye: Solve, before: Uses, after: Uses) -> list[Row]:
     """One row for each weight at work and for each other weight of two or more dimensions, in execution order."""
     rows, tol = [], 0.0
-    for weight in eye.weights.in_order():
-        name, solution = weight.name, eye.solutions.get(weight)
-        if solution is None and not weight.uses and (weight.tensor.ndim < 2 or weight in eye.biases):
+    for weight in eye.trail.in_order():
+        solution, uses = eye.solutions.of.get(weight), eye.trail.uses(weight)
+        if solution is None and not uses and (weight.tensor.ndim < 2 or weight in eye.solutions.biases):
             continue
-        std_before, mean_before = before.get(name, (None, None))
-        std_after, mean_after = after.get(name, (None, None))
-        row = LayerReport(name, weight.kind, "", "", std_before, mean_before, std_after, mean_after, uses=weight.uses)
+        report = LayerReport(weight.name, weight.kind, "left alone", uses=uses)
+        if weight in before:
+            found = together(before[weight])
+            report.std_before, report.mean_before = found.std, found.mean
+        if weight in after:
+            found = together(after[weight])
+            report.std_after, report.mean_after, report.signal_after = found.std, found.mean, found.signal
         if solution is not None:
-            row.scale, row.shift, row.iterations = values[name].scale, values[name].shift, solution.iterations
-            changed = row.scale != 1 or row.shift != 0 or solution.start is not None
-            row.status = "scaled" if changed else "unchanged"
-            row.reason = solution.reason
-            if solution.missed:
-                row.status = "not converged"
-            else:
-                if eye.target.mean is not None and not solution.has_bias:
-                    row.reason = "; ".join(filter(None, (row.reason, "no bias: mean not moved")))
-                tol = max(tol, solution.tol)  # the rounding of a layer in low precision reaches those behind it
-                _hold_to_target(row, eye, tol, solution.has_bias)
+            tol = max(tol, solution.tol)  # the rounding of a layer in low precision reaches those behind it
+            reason = _work(report, solution, eye, after.get(weight, []), tol)
         else:
-            row.status, row.reason = "left alone", weight.reason or hidden_reason(weight)
-        rows.append(row)
+            reason = eye.reasons.get(weight) or hidden_reason(eye.trail.used_by(weight))
+            report.status = "not converged" if isinstance(reason, Apart) else "left alone"
+        report.reason = "" if reason is None else str(reason)
+        rows.append(Row(report, weight, reason, tol))
     return rows
 
 
-def _hold_to_target(row: LayerReport, eye: Scale, tol: float, has_bias: bool) -> None:
-    """A layer that the last pass measured off its target is no success, whatever the solution promised."""
-    target = eye.target
-    for what, found, goal in (("std", row.std_after, target.std), ("mean", row.mean_after, target.mean)):
-        if found is None or goal is None or (what == "mean" and not has_bias):
-            continue
-        if not abs(found - goal) <= tol:
-            row.status = "not converged"
-            row.reason = (
-                f"measured {what} {number(found)} afterwards, not as in the pass: is this forward the same each time?"
-            )
+def _work(report: LayerReport, solution: Solution, eye: Solve, uses: list[Measured], tol: float) -> Reason | None:
+    """Fill in what was done to a weight; returns what there is to say."""
+    aim = eye.aims.get(solution.weight)
+    report.target = solution.target.std / (aim.factor if aim is not None else 1.0)
+    report.scale, report.shift, report.iterations = float(solution.scale), float(solution.shift), solution.iterations
+    changed = report.scale != 1 or report.shift != 0 or solution.start is not None
+    report.status = "scaled" if changed else "unchanged"
+    reason = solution.reason
+    if len(uses) > 1:
+        low, high = min(use.std for use in uses), max(use.std for use in uses)
+        reason = reason if number(low) == number(high) else add(reason, Spread(low, high, len(uses)))
+    if solution.missed:
+        report.status = "not converged"
+        return reason
+    mean = solution.target.mean if solution.moves and len(uses) < 2 else None
+    for what, found, goal in (("std", report.std_after, report.target), ("mean", report.mean_after, mean)):
+        if found is not None and goal is not None and not abs(found - goal) <= tol:
+            report.status = "not converged"
+            reason = OtherwiseAfterwards(what, number(found))
+    return reason
 
 
-def warn_if_missed(report: LSUVReport, eye: Scale) -> None:
+def with_ties(rows: list[Row]) -> tuple[list[LayerReport], dict[str, str]]:
+    """The rows as the report has them: a tied weight's once more under each other name; and these names -> the first."""
+    layers: list[LayerReport] = []
+    ties: dict[str, str] = {}
+    for row in rows:
+        layers.append(row.report)
+        for name in row.weight.names[1:]:
+            ties[name] = row.weight.name
+            reason = "; ".join(filter(None, (f"the weight of {row.weight.name!r}", row.report.reason)))
+            layers.append(replace(row.report, name=name, reason=reason))
+    return layers, ties
+
+
+def warn_if_missed(report: LSUVReport, rows: list[Row]) -> None:
     """NotConvergedWarning with the layers outside their target, their numbers, and what to do."""
-    missed = [r for r in report.layers if r.status == "not converged"]
+    missed = [row for row in rows if row.report.status == "not converged"]
     if not missed:
         return
-    tol = max([s.tol for s in eye.solutions.values() if s.weight.name in {r.name for r in missed}])
-    worked = sum(r.status != "left alone" for r in report.layers)
-    goal = f"std {report.std:g}" + (f", mean {report.mean:g}" if report.mean is not None else "")
-    which = "; ".join(f"{r.name!r} ({r.kind}) {r.reason}" for r in missed[:3]) + ("; ..." if len(missed) > 3 else "")
-    advice = ""
-    if any("has no mean of" in r.reason for r in missed):
-        advice = " Use `mean=None`, or an activation such as GeneralRelu(sub=0.4)."
-    elif any("has no std of" in r.reason for r in missed):
-        advice = ' Use a smaller `std`, or `measure="layer"`.'
+    tol = max(row.tol for row in missed) or report.tol
+    worked = sum(row.report.worked for row in rows)
+    which = "; ".join(f"{r.report.name!r} ({r.report.kind}) {r.report.reason}" for r in missed[:3])
+    which += "; ..." if len(missed) > 3 else ""
     warnings.warn(
-        f"{len(missed)} of {worked} layers {'is' if len(missed) == 1 else 'are'} outside {goal} +/- {tol:g}: "
-        f"{which}. Each keeps its best scale.{advice}",
+        f"{len(missed)} of {worked} layers {'is' if len(missed) == 1 else 'are'} outside {report.goals} +/- {tol:g}: "
+        f"{which}. Each keeps its best scale.{_advice(missed)}",
         NotConvergedWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
-def no_layers(run: Runner, layers: Selector | None, left: list[Weight]) -> NoLayersError:
-    """The error for a selection that means no weight at work; names the modules that ran."""
+def _advice(missed: list[Row]) -> str:
+    if any(isinstance(row.reason, MeanOutOfReach) for row in missed):
+        return " Use `mean=None`, or an activation such as GeneralRelu(sub=0.4)."
+    if any(isinstance(row.reason, StdOutOfReach) for row in missed):
+        return ' Use a smaller `std`, or `measure="layer"`.'
+    return ""
+
+
+def no_layers(run: Runner, snapshot: Snapshot, layers: Selector | None, left: dict[Weight, Reason]) -> NoLayersError:
+    """The error for a selection that means no weight at work; names the modules that ran, and why their weights are left."""
     ran: dict[str, str] = {}
 
     def note(path: str) -> Callable[..., None]:
@@ -97,12 +133,10 @@ def no_layers(run: Runner, layers: Selector | None, left: list[Weight]) -> NoLay
         for path, module in module_paths(run.model).items():
             if not any(True for _ in module.children()):
                 hooks.callback(module.register_forward_pre_hook(note(path)).remove)
-        run.watch(Eye(Weights(nn.Module())))
+        run.watch(Eye(Weights(nn.Module())), snapshot)
     names = ", ".join(f"{path!r} ({kind})" for path, kind in list(ran.items())[:12]) or "none"
     what = "no weight at work was found" if layers is None else "`layers` selected no weight at work"
-    seen = [w for w in left if w.reason and w.tensor.ndim > 1 and not w.unselected]
+    seen = [(w, reason) for w, reason in left.items() if w.tensor.ndim > 1 and w.selected]
     if seen:
-        what += " (left alone: " + ", ".join(f"{w.name!r}, {w.reason}" for w in seen[:3]) + ")"
-    return NoLayersError(
-        f"{what}; this model's modules that ran: {names}. See `survey(model, batch)` for the layers that LSUV can scale."
-    )
+        what += " (left alone: " + ", ".join(f"{w.name!r}, {reason}" for w, reason in seen[:3]) + ")"
+    return NoLayersError(f"{what}; this model's modules that ran: {names}.")

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..model.blocks import Block
-
-
-class Change(NamedTuple):
-    """What the commit does to one parameter: values <- scale * values, begun from `start` if it is given."""
-
-    tensor: Tensor
-    scale: float = 1.0
-    start: Tensor | None = None
-
-
-class Setting(NamedTuple):
-    """A block's bias, to be set by way of the block."""
-
-    block: Block
-    value: Any
-
+from ..model.blocks import BlockChange
+from ..model.home import Change
 
 LARGEST_UNASKED = 2.0**16  # a scale up to here is taken to keep weights finite; beyond, they are looked at
 _LARGE = 1 << 14  # values from which a weight that is only scaled is saved by its lowest bytes
@@ -34,31 +18,36 @@ class Undo:
     """Puts back, bit for bit, what a commit may have changed, wherever it was stopped."""
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
-        self._saved: list[_Copy | _LowBytes] = []
-        self._settings: list[Setting] = []
+        self._saved: list[_Copy | _LowBytes | _Bias] = []
         self._generator = generator or torch.default_generator
         self._state = self._generator.get_state()
 
-    def saved(self, changes: list[Change]) -> Iterator[Change]:
-        """The changes, each once its tensor's values are saved."""
-        sizes = [c.tensor.numel() if _only_scaled(c) else 0 for c in changes]
+    def saved(self, changes: list[Change | BlockChange]) -> Iterator[Change | BlockChange]:
+        """The changes, each once what it replaces is saved."""
+        sizes = [c.tensor.numel() if isinstance(c, Change) and _only_scaled(c) else 0 for c in changes]
         # in one piece: many small ones would cost more to come by than to fill
         for change, low in zip(changes, torch.empty(sum(sizes), dtype=torch.uint8).split(sizes), strict=True):
-            self._saved.append(_LowBytes(change, low) if low.numel() else _Copy(change.tensor))
+            if isinstance(change, BlockChange):
+                self._saved.append(_Bias(change))
+            else:
+                self._saved.append(_LowBytes(change, low) if low.numel() else _Copy(change.tensor))
             yield change
-
-    def saved_settings(self, settings: list[Setting]) -> list[Setting]:
-        """The settings, once the biases that they replace are saved."""
-        self._settings += [Setting(s.block, s.block.bias) for s in settings]
-        return settings
 
     @torch.no_grad()
     def restore(self) -> None:
         for saved in self._saved:
             saved.restore()
-        for block, bias in self._settings:
-            block.set_bias(bias)
         self._generator.set_state(self._state)
+
+
+class _Bias:
+    """A block's bias."""
+
+    def __init__(self, change: BlockChange) -> None:
+        self.block, self.value = change.block, change.block.bias
+
+    def restore(self) -> None:
+        self.block.set_bias(self.value)
 
 
 class _Copy:
@@ -73,8 +62,8 @@ class _Copy:
 
 
 def _only_scaled(change: Change) -> bool:
-    tensor, scale, start = change
-    if tensor.numel() < _LARGE or start is not None or not 1 / 64 <= scale <= LARGEST_UNASKED:
+    tensor, scale = change.tensor, change.scale
+    if tensor.numel() < _LARGE or change.start is not None or not 1 / 64 <= scale <= LARGEST_UNASKED:
         return False
     return tensor.dtype == torch.float32 and tensor.is_contiguous() and not tensor.is_inference()
 
@@ -92,7 +81,7 @@ class _LowBytes:
         low.copy_(values if values.is_cpu else values.to(torch.uint8))  # a device sends no more than it must
 
     def restore(self) -> None:
-        tensor, scale, _ = self.change
+        tensor, scale = self.change.tensor, self.change.scale
         if tensor._version == self.version:
             return  # torch counts writes: it was not scaled yet
         near = (tensor.detach() / scale).view(torch.int32)

@@ -39,7 +39,7 @@ if __name__ == "__main__":
     module = Plain()
     trainer = pl.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[LSUVCallback(orthonormal=False)],
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[LSUVCallback(recipe="paper", orthonormal=False)],
     )  # fmt: skip
     trainer.fit(module, DataLoader(TensorDataset(x), batch_size=32, shuffle=True))
     found = {"weights": module.state_dict(), "x": module.first[0]}

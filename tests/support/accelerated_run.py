@@ -44,7 +44,7 @@ def model() -> torch.nn.Module:
 
 
 def fit(batch_size: int, cbs: list, in_memory: bool = False) -> TrainLearner:
-    own = [MetricsCB(accuracy=MulticlassAccuracy()), LSUVCallback(), *cbs]
+    own = [MetricsCB(accuracy=MulticlassAccuracy()), LSUVCallback(recipe="paper"), *cbs]
     learn = TrainLearner(model(), data(batch_size, in_memory), F.cross_entropy, lr=0.1, cbs=own)
     torch.manual_seed(7)
     learn.fit(3)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from paper import lsuv_
 from torch import nn
 
-from lsuvcb import LSUVError, lsuv_
+from lsuvcb import LSUVError
 
 WORLD = 2
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -48,7 +48,7 @@ if __name__ == "__main__":
         report_to=[], disable_tqdm=True, save_strategy="no", logging_strategy="no", seed=3,
     )  # fmt: skip
     trainer = transformers.Trainer(
-        model=model, args=args, train_dataset=Rows(), callbacks=[LSUVCallback(orthonormal=False)]
+        model=model, args=args, train_dataset=Rows(), callbacks=[LSUVCallback(recipe="paper", orthonormal=False)]
     )
     trainer.train()
     found = {"weights": model.state_dict(), "x": model.first[0]}

@@ -29,6 +29,7 @@ class Seen:
     op: str
     std: float
     mean: float
+    count: int
 
 
 def _storage(tensor: Tensor) -> int:
@@ -58,7 +59,7 @@ def probe(model: nn.Module) -> Iterator[dict[str, list[Seen]]]:
             for tensor in _tensors((*args, *kwargs.values())):
                 if tensor.numel() and (name := names.get(_storage(tensor))) is not None:
                     y = output.detach().double()
-                    found = Seen(op, y.std(correction=0).item(), y.mean().item())
+                    found = Seen(op, y.std(correction=0).item(), y.mean().item(), y.numel())
                     seen.setdefault(report_name(model, name), []).append(found)
             return output
 
@@ -85,6 +86,13 @@ def probed(model: nn.Module, *batch: Any) -> dict[str, list[Seen]]:
     with torch.no_grad(), probe(model) as seen:
         model(*batch)
     return seen
+
+
+def over_all(uses: list[Seen]) -> float:
+    """The std of the values of several outputs together."""
+    count = sum(use.count for use in uses)
+    mean = sum(use.count * use.mean for use in uses) / count
+    return (sum(use.count * (use.std**2 + (use.mean - mean) ** 2) for use in uses) / count) ** 0.5
 
 
 @contextmanager
