@@ -94,7 +94,22 @@ def fashion_mnist(
     drop_last: bool = False,
     download: bool = True,
 ) -> DataLoaders:
-    """Fashion-MNIST's pictures of clothes, (n, 1, 28, 28): 60,000 to train on, 10,000 to validate on. As `mnist`."""
+    """Fashion-MNIST's pictures of clothes, (n, 1, 28, 28): 60,000 to train on, the 10,000 test images to validate on.
+
+    The files are looked for as `FashionMNIST/raw/*-ubyte` or `*-ubyte.gz` in `$LSUVCB_DATA`, then in the user's cache
+    folder, and then downloaded into that by torchvision.
+
+    Args:
+        bs, split, normalize, device, generator, drop_last, download: as for `mnist`.
+
+    Returns:
+        DataLoaders of TensorLoaders: batches (images, labels), float32 (bs, 1, 28, 28) and int64 (bs,).
+
+    Raises:
+        FileNotFoundError: the files are in no folder and could not be downloaded.
+        OSError: a file is corrupt.
+        ValueError: `split` leaves one of the two parts empty.
+    """
     return _idx_loaders("FashionMNIST", bs, split, normalize, device, generator, drop_last, download)
 
 

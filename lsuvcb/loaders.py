@@ -62,7 +62,7 @@ class TensorLoader:
 
     @property
     def batch_size(self) -> int:
-        """The same as `bs`, under the DataLoader's name."""
+        """How many samples a batch has: `bs`, under the name that a DataLoader has for it."""
         return self.bs
 
     @property

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy import ndarray
 
-BEFORE, AFTER, QUIET = "#d1495b", "#1f6f8b", "#8a8a8a"
+BEFORE, AFTER, OTHER, QUIET = "#d1495b", "#1f6f8b", "#e9a23b", "#8a8a8a"
 MOST_NAMES, MOST_MARKS, LONGEST = 24, 60, 22  # layers with a tick label, with a marker; characters of a label
 
 
@@ -151,6 +151,7 @@ def plot_stds(
     after: Sequence[float] | None = None,
     *,
     signal: Sequence[float] | None = None,
+    gradient: Sequence[float] | None = None,
     ax: Axes | None = None,
     target: float | None = 1.0,
     title: str | None = "Standard deviation of each layer's output",
@@ -161,23 +162,31 @@ def plot_stds(
         names: of the layers, in execution order; all are written if they are few, else every so many.
         before, after: one std for each layer; those that are 0 or not finite have no place on a log scale and are left out.
         signal: what of `before` tells one sample from another; drawn dotted.
+        gradient: that comes back to each layer, relative to the last layer's.
         ax: where. None: new axes.
         target: a line to compare with. None: no line.
         title: above it.
 
     Raises:
-        ValueError: `before`, `after` or `signal` has another length than `names`.
+        ValueError: `before`, `after`, `signal` or `gradient` has another length than `names`.
     """
-    given = {"before": before, "after": after, "signal": signal}
+    given = {"before": before, "after": after, "signal": signal, "gradient": gradient}
     curves = {name: stds for name, stds in given.items() if stds is not None}
-    words = {} if signal is None else {"before": "std", "signal": "what of it tells samples apart"}
+    words = {"signal": "what of it tells samples apart", "gradient": "gradient, relative to the last layer's"}
+    if signal is not None or gradient is not None:
+        words["before"] = "std"
     for name, stds in curves.items():
         if len(stds) != len(names):
             raise ValueError(f"`{name}` must have one std for each of the {len(names)} names, got {len(stds)}.")
     ax = ax if ax is not None else _new_axes((7.5, 4.2))
     if target is not None:
         ax.axhline(target, color=QUIET, lw=1, ls="--", zorder=1)
-    styles = {"before": (BEFORE, "o", "-"), "after": (AFTER, "s", "-"), "signal": (BEFORE, "", ":")}
+    styles = {
+        "before": (BEFORE, "o", "-"),
+        "after": (AFTER, "s", "-"),
+        "signal": (BEFORE, "", ":"),
+        "gradient": (AFTER, "v", "--"),
+    }
     for name, stds in curves.items():
         shown = [std if std > 0 and math.isfinite(std) else math.nan for std in stds]
         color, marker, line = styles[name]
@@ -198,7 +207,8 @@ def plot_stds(
     labels = [names[i] if len(names[i]) <= LONGEST else f"…{names[i][1 - LONGEST :]}" for i in ticks]
     crowded = max(map(len, labels), default=0) * len(labels) > 60
     ax.set_xticks(ticks, labels, rotation=90 if crowded else 0, size="small")
-    ax.set(xlabel="layer, in execution order", ylabel="std of output (log scale)")
+    what = "std of output" if gradient is None else "std of output, gradient"
+    ax.set(xlabel="layer, in execution order", ylabel=f"{what} (log scale)")
     if title is not None:
         ax.set_title(title)
     if len(curves) > 1:
@@ -225,7 +235,7 @@ def plot_losses(
     if chance is not None:
         ax.axhline(chance, color=QUIET, lw=1, ls="--", zorder=1, label="guessing")
     for i, (name, values) in enumerate(losses.items()):
-        color = (BEFORE, AFTER)[i] if i < 2 else None
+        color = (BEFORE, AFTER, OTHER)[i] if i < 3 else None
         ax.plot(range(1, len(values) + 1), values, color=color, marker="os^vD"[i % 5], ms=4.5, lw=1.8, label=name)
     ax.locator_params(axis="x", integer=True)
     ax.set_ylim(bottom=0)

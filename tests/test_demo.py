@@ -1,15 +1,21 @@
 """`python -m lsuvcb`: the story it tells, and what it says to a wrong value."""
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+import lsuvcb
 from lsuvcb import Callback
-from lsuvcb.__main__ import main, plain_net, run
+from lsuvcb.__main__ import DATA, PICTURES, main, picture_file
+from lsuvcb.demo import EPOCHS, plain_net, run
 
 pytestmark = pytest.mark.usefixtures("digits_data")
 
@@ -27,18 +33,20 @@ def test_plain_net_has_its_depth_in_weights_and_nothing_that_helps(depth, size, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_net_trains_with_the_callback_and_not_without(seed):
+def test_the_net_trains_with_the_callback_and_from_no_other_start(seed):
     told = []
     outcome = run(seed=seed, tell=told.append, cbs=list)
-    assert outcome.accuracy(outcome.without) <= 0.2
-    assert outcome.accuracy(outcome.with_lsuv) >= 0.8
+    assert outcome.accuracy("PyTorch's default") <= 0.2
+    assert outcome.accuracy("kaiming_normal_") <= 0.5
+    assert outcome.accuracy("LSUVCallback") >= 0.8
     assert outcome.survey.layers[-1].std < 1e-6
+    assert not outcome.survey.healthy
     assert outcome.report.converged
     assert outcome.survey in told
     assert outcome.report in told
 
 
-def test_both_runs_see_the_same_batches_in_the_same_order():
+def test_all_runs_see_the_same_batches_in_the_same_order():
     seen = []
 
     class See(Callback):
@@ -51,7 +59,8 @@ def test_both_runs_see_the_same_batches_in_the_same_order():
         return [See()]
 
     run(epochs=1, depth=2, cbs=watch, tell=lambda *_: None)
-    without, with_lsuv = seen
+    without, from_kaiming, with_lsuv = seen
+    assert from_kaiming == without
     assert with_lsuv[0] == without[0]  # LSUV's own batch is the first
     assert with_lsuv[-len(without) :] == without
 
@@ -65,8 +74,9 @@ def test_the_demo_tells_its_story_and_draws_it(tmp_path, capsys):
     assert "seed 7" in out
     assert "Survey: std " in out
     assert "LSUV: 3 of 3 layers at std 1" in out
-    rows = [line.split() for line in out.splitlines() if line.endswith(("train", "eval"))]
-    assert [row[2:] for row in rows if row[0] != "accuracy"] == [["0", "train"], ["0", "eval"]] * 2
+    lines = [line.split() for line in out.splitlines()]
+    rows = [row[2:] for row in lines if row[-1:] in (["train"], ["eval"], ["mode"])]
+    assert rows == [["epoch", "mode"], ["0", "train"], ["0", "eval"]] * 3
     last = out.splitlines()[-2:]
     assert last[0].startswith("Validation accuracy: 0.")
     assert last[0].endswith(" with LSUVCallback.")
@@ -91,11 +101,17 @@ def test_the_demo_tells_its_story_and_draws_it(tmp_path, capsys):
             "argument --out: must end in .png, .svg, .pdf or another picture format, got 'demo.txt'",
         ),
         (["--out", "no/demo.png"], "argument --out: must be in a folder that exists, got 'no/demo.png'"),
+        (
+            ["--out", "folder.png"],
+            "argument --out: must be a file that can be written, got 'folder.png': Is a directory",
+        ),
         (["--data", "cifar"], "argument --data: invalid choice: 'cifar'"),
         (["--batch", "64"], "unrecognized arguments: --batch 64"),
     ],
 )
-def test_a_wrong_value_is_one_line_and_status_two(arguments, text, capsys):
+def test_a_wrong_value_is_one_line_and_status_two(arguments, text, capsys, tmp_path, monkeypatch):
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     out, err = capsys.readouterr()
@@ -113,6 +129,61 @@ def test_data_that_is_missing_is_one_line_and_status_one(no_data, monkeypatch, t
     assert "\n" not in caught.value.code
 
 
+@pytest.fixture
+def stand_in(tmp_path):
+    """Starts the demo with a torch of the test's own making: stand_in(source of its __init__.py, *arguments)."""
+
+    def start(source, *arguments):
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch" / "__init__.py").write_text(source)
+        paths = os.pathsep.join((str(tmp_path), str(Path(lsuvcb.__file__).parents[1])))
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "lsuvcb", *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}, cwd=tmp_path,
+        )  # fmt: skip
+
+    return start
+
+
+REFUSES = "raise AssertionError('torch was imported')"
+
+
+def test_help_does_not_wait_for_torch(stand_in):
+    out, err = stand_in(REFUSES, "--help").communicate(timeout=60)
+    assert out.startswith("usage: python -m lsuvcb")
+    assert err == ""
+
+
+@pytest.mark.parametrize("arguments", [("--epochs", "0"), ("--out", "."), ("--data", "cifar")])
+def test_a_wrong_value_does_not_wait_for_torch(stand_in, arguments):
+    found = stand_in(REFUSES, *arguments)
+    out, err = found.communicate(timeout=60)
+    assert (found.returncode, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"python -m lsuvcb: error: argument {arguments[0]}: ")
+
+
+def test_interrupt_while_torch_is_imported_is_one_line(stand_in):
+    found = stand_in("import time\nprint('importing', flush=True)\ntime.sleep(60)")
+    assert found.stdout.readline() == "importing\n"
+    found.send_signal(signal.SIGINT)
+    out, err = found.communicate(timeout=60)
+    assert (found.returncode, out, err) == (1, "", "\npython -m lsuvcb: interrupted\n")
+
+
+@pytest.mark.parametrize("before", [None, b"an old picture"])
+def test_a_picture_file_that_can_be_written_is_as_before_until_the_demo_draws(before, tmp_path):
+    path = tmp_path / "demo.svg"
+    if before is not None:
+        path.write_bytes(before)
+    assert picture_file(str(path)) == path
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_choices_are_what_the_demo_trains_on_and_what_matplotlib_writes():
+    assert set(EPOCHS) == set(DATA)
+    assert set(PICTURES) <= set(Figure().canvas.get_supported_filetypes())
+
+
 def test_help_names_every_option_and_its_default():
     found = subprocess.run(
         [sys.executable, "-W", "error", "-m", "lsuvcb", "--help"], capture_output=True, text=True, check=True
@@ -127,5 +198,5 @@ def test_help_names_every_option_and_its_default():
         "--device DEVICE",
     ):
         assert part in text
-    for default in ("digits", "12 for digits, 1 for the others", "20", "lsuvcb-demo.png", "42"):
+    for default in ("digits", "8 for digits, 1 for the others", "50", "lsuvcb-demo.png", "42"):
         assert f"(default: {default})" in text

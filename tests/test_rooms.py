@@ -1,6 +1,6 @@
 """The walls of the house, read from the source, so that nothing has to be imported to be caught.
 
-engine <- callback <- training, integrations; engine <- nets; training <- course, __main__. Never the other way, never sideways;
+engine <- callback <- training, integrations; engine <- nets; training <- course, demo. Never the other way, never sideways;
 in the engine from the top floor down; and no two files import each other, for types either.
 """
 
@@ -15,7 +15,7 @@ import lsuvcb
 
 PACKAGE = Path(lsuvcb.__file__).parent
 # Faces put names together; they may see everything, and nobody may import them.
-FACES = ("__init__", "__main__", "course")
+FACES = ("__init__", "__main__", "course", "demo", "face")
 MAY_IMPORT = {
     "engine": {"engine"},
     "callback": {"callback", "engine"},

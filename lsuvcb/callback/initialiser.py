@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from fastcore.meta import delegates
 from torch import nn
 
 from ..engine.errors import TrainedModelWarning, no_such_argument
 from ..engine.lsuv import lsuv_
 from ..engine.model.trained import has_stepped, sign_of_training
 from ..engine.model.weights import Weights
+from ..engine.passes.forward import check_kind
 from ..engine.passes.plan import Plan
 from ..engine.select import Selector, select_modules
 from ..engine.telling.report import LSUVReport
@@ -40,9 +42,14 @@ class Initialiser:
     the report's first line.
     """
 
-    def __init__(self, *, batch: Any = None, force: bool = False, **lsuv_args: Any) -> None:
-        _check(lsuv_args)
-        self.batch, self.force, self.lsuv_args = batch, force, lsuv_args
+    # help() and completion list the arguments of `lsuv_`; the annotations of its model and its result are left out
+    @delegates(lsuv_, but=["model", "return"])
+    def __init__(self, *, batch: Any = None, force: bool = False, **kwargs: Any) -> None:
+        _check(kwargs)
+        if batch is not None:
+            check_kind(batch, kwargs.get("forward"))
+        given = {name: value for name, value in kwargs.items() if value is not _LSUV[name].default}
+        self.batch, self.force, self.lsuv_args = batch, force, given
         self.report: LSUVReport | None = None
 
     def is_due(self, model: nn.Module, *, resumes: bool = False, optimizer: Any = None, quiet: bool = False) -> bool:

@@ -77,10 +77,25 @@ def lsuv_init(
 def lsuv_module(m: nn.Module, xb: Any, mdl: nn.Module) -> tuple[float, float]:
     """Bring the output of `m` to mean 0 through its bias, and then to std 1 through its weight; the mean moves again.
 
-    The 2019 lesson's loops, where `mdl`, the model, is a global name. As `lsuv_init` in all else.
+    The 2019 lesson's two loops: run the model on `xb` and correct the bias until the mean is within 1e-3 of 0; then correct
+    the weight until the std is within 1e-3 of 1.
+
+    Args:
+        m: has a `weight` and a `bias`; its own output is measured.
+        xb: one batch of inputs.
+        mdl: the model, a global name in the lesson; called as mdl(xb), without gradients, in the mode that it is in.
 
     Returns:
         mean and std (unbiased) as last measured: the mean is not 0, since it was corrected first.
+
+    Raises:
+        ValueError: `m` has no weight or no bias.
+        LSUVError: `m` does not run, its output is constant or not finite. Weight and bias are then as before.
+
+    Warns:
+        NotConvergedWarning: a loop ended after 100 runs of the model; the best try stays.
+
+    Side effects: `m.weight` and `m.bias`, in place. Buffers and random generators are as before.
     """
     layer = _Layer(mdl, m, m, xb)
     with layer.watched():

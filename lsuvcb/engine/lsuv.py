@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -31,14 +32,16 @@ from .model.blocks import BlockChange
 from .model.trained import sign_of_training
 from .model.weights import Weights
 from .passes.forward import Forward
+from .passes.look import Loss
 from .passes.measure import InputMoments
 from .passes.plan import GIVEN, Goals, Orthonormal, Plan, Std
 from .passes.runner import Runner
 from .ranks import agree, group_of
 from .select import Selector
 from .telling.report import LSUVReport
-from .telling.rows import Row, no_layers, rows_of, warn_if_missed, with_ties
-from .telling.survey import LayerSurvey, Survey
+from .telling.rows import Row, no_layers, rows_of, surveyed, warn_if_missed, with_ties
+from .telling.survey import Survey
+from .telling.verdict import outlook
 from .writing.commit import changes_of, commit
 from .writing.undo import Undo
 
@@ -127,7 +130,8 @@ def lsuv_(
     Side effects:
         The weights and biases that the report calls scaled, and nothing else: training flags, buffers, random
         generators (but for the orthonormal draw), hooks, gradients, parameter identity, dtype, device and memory
-        format stay. The passes run without gradients, in the modes that the model is in, under the autocast that is active.
+        format stay. The passes run without gradients (but for a forward that asks for some by torch.autograd.grad), in the
+        modes that the model is in, under the autocast that is active.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -142,7 +146,7 @@ def lsuv_(
     started = time.perf_counter()
     plan = Plan.of(
         recipe=recipe, measure=measure, std=std, mean=mean, orthonormal=orthonormal, layers=layers, activations=activations,
-        tol=tol, max_iters=max_iters, mask=mask, group=None if group is None else group,
+        tol=tol, max_iters=max_iters, generator=generator, mask=mask, group=group,
     )  # fmt: skip
     run = Runner(model, batch, forward, group_of(model, group), mask)
     plan = replace(plan, group=run.group)
@@ -165,7 +169,8 @@ def lsuv_(
             for change in blocks:
                 snapshot.renew(change.block.module)
             after = run.measure(weights, plan, snapshot) if verify else None
-            rows = rows_of(eye, *({} if seen is None else seen.read(kept) for seen in (before, after)))
+            again = cache(lambda: run.measure(weights, plan, snapshot).read(kept))
+            rows = rows_of(eye, *({} if seen is None else seen.read(kept) for seen in (before, after)), again=again)
             report = _report(run, plan, rows, time.perf_counter() - started)
             _warn_of_input(run.input)
             warn_if_missed(report, rows)
@@ -180,27 +185,34 @@ def lsuv_(
 def _report(run: Runner, plan: Plan, rows: list[Row], seconds: float) -> LSUVReport:
     layers, ties = with_ties(rows)
     std, mean = run.input.numbers()
-    return LSUVReport(layers, std, mean, run.passes, seconds, plan.std, plan.mean, plan.tol, plan.recipe, ties)
+    after = [use for row in rows for use in row.surveyed()]
+    says = outlook(after, plan.recipe) if after else ""
+    return LSUVReport(layers, std, mean, run.passes, seconds, plan.std, plan.mean, plan.tol, plan.recipe, ties, says)
 
 
 @suggesting
 def survey(
-    model: nn.Module, batch: Any, *, layers: Selector | None = None, forward: Forward | None = None, mask: Any = None
-) -> Survey:
-    """Mean and std of every layer's output by depth, in one pass that changes nothing: do I need LSUV?
+    model: nn.Module, batch: Any, *, layers: Selector | None = None, forward: Forward | None = None, mask: Any = None,
+    loss: Loss | None = None, backward: bool = True,
+) -> Survey:  # fmt: skip
+    """The signal and the gradient of every layer by depth, in one forward and one backward pass that change nothing.
 
     Args:
-        model, batch, forward, mask: as for `lsuv_`.
-        layers: selectors, as for `lsuv_`; None: every weight at work, at the output of its op.
+        model, batch, forward, mask: see `lsuv_`.
+        layers: selectors, see `lsuv_`; None: every weight at work, at the output of its op.
+        loss: a function of the model's output that gives one number, which the backward half differentiates. None: a random
+            projection of all tensors in the output that carry a gradient, the same in each call.
+        backward: look at the gradient, too: it takes the time and the memory of a training step. False: forward only.
 
     Returns:
-        Survey, with a `verdict`. `print(survey)` shows it.
+        Survey, with a `verdict` on training. `print(survey)` shows it.
 
     Raises:
         As `lsuv_`; but outputs that are not finite are a finding, not an error.
+        ValueError: `loss` gives no single number.
 
     Side effects:
-        None: see `lsuv_`.
+        None: see `lsuv_`. No gradient is left, no hook of an optimizer or of DDP is called.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -208,22 +220,19 @@ def survey(
         >>> survey(net, torch.randn(256, 64)).verdict
         'std falls from 0.566 to 0.0874 over 9 layers: vanishing; lsuv_ would help'
     """
+    if loss is not None and not callable(loss):
+        raise TypeError(f"`loss` must be a function of the model's output, got {loss!r}.")
+    if loss is not None and not backward:
+        raise ValueError("`loss` does nothing with backward=False; leave one of them out.")
     run = Runner(model, batch, forward, mask=mask, name="survey")
     with undisturbed(model, batch) as snapshot:
         weights = Weights(model, layers)
-        eye = run.measure(weights, Plan.of(recipe="paper"), snapshot)
-        found = [w for w in eye.trail.in_order() if w in eye.found and w.selected]
-        if not found:
+        eye = run.look(weights, snapshot, loss, backward)
+        rows, ties = surveyed(eye)
+        if not rows:
             raise no_layers(run, snapshot, layers, eye.reasons)
-    numbers = eye.read()
-    rows = [
-        LayerSurvey(name, w.kind, use.std, use.mean, use.signal)
-        for w in found
-        for name in w.names
-        for use in numbers[w]
-    ]
     hidden = [w for w in weights.all if w.tensor.ndim > 1 and w not in eye.found and w.selected]
-    return Survey(rows, *run.input.numbers(), len(hidden))
+    return Survey(rows, *run.input.numbers(), len(hidden), ties, eye.silent)
 
 
 def _draws(generator: torch.Generator | None, group: Group) -> torch.Generator:

@@ -81,6 +81,16 @@ def module_paths(model: nn.Module) -> dict[str, nn.Module]:
     return {paths[0]: module for module, paths in module_names(model).items()}
 
 
+def kind_of(module: nn.Module) -> str:
+    """The type of a module, as its user wrote it: not the class that parametrizing or torch's attention made of it.
+
+    >>> kind_of(nn.MultiheadAttention(4, 2).out_proj)
+    'Linear'
+    """
+    shown = type(module).__mro__["parametrizations" in module._modules]
+    return nn.Linear.__name__ if shown is nn.modules.linear.NonDynamicallyQuantizableLinear else shown.__name__
+
+
 class Selection:
     """What a selector means in one model.
 

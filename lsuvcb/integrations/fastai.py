@@ -57,9 +57,6 @@ class LSUVCallback(Initialiser, Callback):
     _only_train_loop = True  # fastai's word for what `learn.summary` takes off
     _watch: Any = None
 
-    def __init__(self, *, batch: Any = None, force: bool = False, **lsuv_args: Any) -> None:
-        Initialiser.__init__(self, batch=batch, force=force, **lsuv_args)
-
     def after_create(self) -> None:
         self._watch = self.learn.model.register_load_state_dict_post_hook(_note_loaded)
 

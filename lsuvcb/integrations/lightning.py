@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -41,7 +42,8 @@ class LSUVCallback(Initialiser, Callback):
     The batch is the first that the fit will train on (one like it, where a loader has workers or no length), drawn in this
     process and sent through the module's or the data module's batch hooks to its device. The forward is
     `training_step(batch, 0)` in train mode, under the trainer's precision, without gradients, with `self.log` and
-    `self.log_dict` switched off. `forward=` replaces it and is called as forward(module, batch), under the same precision.
+    `self.log_dict` switched off. A step that takes a `dataloader_iter` is given one of that batch as it was drawn. `forward=`
+    replaces the forward and is called as forward(module, batch), under the same precision.
     Moments are summed over all ranks of the trainer.
 
     A trial comes after: where a tuner is among the callbacks (LearningRateFinder, BatchSizeFinder; `Tuner` adds one), the
@@ -117,8 +119,15 @@ def _has_tuner(trainer: Any) -> bool:
 
 
 def _training_step(module: LightningModule, batch: Any) -> Any:
+    if _takes_iterator(module):
+        return module.training_step(repeat((batch, 0, 0)))
     takes_index = len(inspect.signature(module.training_step).parameters) > 1
     return module.training_step(batch, 0) if takes_index else module.training_step(batch)
+
+
+def _takes_iterator(module: LightningModule) -> bool:
+    """Does the step draw its batches itself? Lightning goes by the name of its argument, and then leaves the batch as it is."""
+    return "dataloader_iter" in inspect.signature(module.training_step).parameters
 
 
 def _first(loaders: Any) -> Any:
@@ -131,6 +140,8 @@ def _first(loaders: Any) -> Any:
 
 def _prepared(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """What the training loop does to a batch before `training_step`."""
+    if _takes_iterator(module):
+        return batch
     batch = trainer.precision_plugin.convert_input(batch)
     batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..engine.measuring.moments import flat, moments
+from ..engine.passes.counted import Counted, Mask, check_mask
 from ..engine.select import Selector, select_modules
 from .hooks import Hook, HooksCallback
 from .loop import Loop
@@ -80,8 +81,9 @@ class LayerStats:
         hist: counts of |output| in 40 bins from 0 to 10, estimated from a sample, (n, 40) float32.
         near_zero: the share of the first bin, |output| < 0.25, (n,) float32.
 
-    The values are kept where the layer runs; each attribute copies them to the CPU when it is read. As in the course,
-    `stats[0]`, `stats[1]`, `stats[2]` are mean, std and hist as lists, one tensor for each record.
+    The values are kept where the layer runs; each attribute copies them to the CPU when it is read. As in the course, it
+    is also a sequence of three columns: `means, stds, hists = stats` are lists with one tensor for each record, whose
+    number is `len(stats.steps)`.
     """
 
     def __init__(self, name: str, kind: str, cap: int) -> None:
@@ -91,10 +93,16 @@ class LayerStats:
         self._hists = torch.empty(0, BINS)
 
     @torch.no_grad()
-    def record(self, step: int, output: Any) -> None:
-        """Note the moments of `output` (of its first tensor, where it is nested), unless the record is thinned here."""
+    def record(self, step: int, output: Any, counted: Counted | None = None) -> None:
+        """Note the moments of `output` (of its first tensor, where it is nested), unless the record is thinned here.
+
+        Args:
+            counted: which of its values count; None: all.
+        """
         tensor = _first_tensor(output)
         if tensor is None or not self._record.due():
+            return
+        if counted is not None and not (tensor := counted.select(self.name, tensor)).numel():
             return
         n, tensor = len(self._record), tensor.detach()
         if not n:
@@ -122,7 +130,7 @@ class LayerStats:
 
     @property
     def hist(self) -> Tensor:
-        return self._hists[: len(self)].cpu()
+        return self._hists[: len(self._record)].cpu()
 
     @property
     def near_zero(self) -> Tensor:
@@ -130,16 +138,16 @@ class LayerStats:
         return hist[:, 0] / hist.sum(1)
 
     def __len__(self) -> int:
-        return len(self._record)
+        return 3
 
     def __getitem__(self, i: int) -> list[Tensor]:
         return list((self.mean, self.std, self.hist)[i])
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        return (self[i] for i in range(3))
+        return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"LayerStats({self.name!r} {self.kind}, {len(self)} records)"
+        return f"LayerStats({self.name!r} {self.kind}, {len(self._record)} records)"
 
 
 def _first_tensor(output: Any) -> Tensor | None:
@@ -157,6 +165,8 @@ class ActivationStats(HooksCallback):
         on_valid: record while validating.
         every: record each `every`-th batch, >= 1.
         cap: records to keep for each layer (even, >= 2). When they are full, every other one goes, evenly.
+        mask: which values of an output count, padded positions do not; see `lsuv_`. Where the device is no CPU, each recorded
+            batch waits for it.
         mod_filter, mods: as for HooksCallback.
 
     Attributes:
@@ -164,6 +174,9 @@ class ActivationStats(HooksCallback):
 
     Mean and std are exact. A histogram is made from some 8,000 values of an output: on all of them it would take
     longer than the layer. Nothing is copied to the host before it is looked at.
+
+    Warns:
+        LSUVWarning: once if `mask` fits the output of no layer.
     """
 
     def __init__(
@@ -174,14 +187,19 @@ class ActivationStats(HooksCallback):
         *,
         every: int = 1,
         cap: int = 1000,
+        mask: Mask | None = None,
         mod_filter: Callable[[nn.Module], bool] | None = None,
         mods: list[nn.Module] | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"`every` must be >= 1, got {every}.")
+        check_mask(mask)
         Thinned[Any](cap)  # refuses a bad cap here, not at the first batch
         super().__init__(self._record, layers, on_train, on_valid, mod_filter=mod_filter, mods=mods)
-        self.every, self.cap, self._step = every, cap, 0
+        self.every, self.cap, self.mask, self._step = every, cap, mask, 0
+        self._learn: Loop | None = None  # in a fit: whose batches are looked at
+        self._counted: Counted | None = None  # in a batch
+        self._fits = False
 
     @property
     def stats(self) -> dict[str, LayerStats]:
@@ -193,16 +211,30 @@ class ActivationStats(HooksCallback):
 
     def before_fit(self, learn: Loop) -> None:
         super().before_fit(learn)
-        self._step = 0
+        self._step, self._learn, self._fits = 0, learn, False
         for hook in self.hooks:
             hook.stats = LayerStats(hook.name, hook.kind, self.cap)  # type: ignore[attr-defined]
 
     def _record(self, hook: Hook, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if self._step % self.every == 0:
-            hook.stats.record(self._step, output)  # type: ignore[attr-defined]
+        if self._step % self.every:
+            return
+        if self.mask is not None and self._counted is None and self._learn is not None:
+            self._counted = Counted(self.mask, self._learn.batch)
+        hook.stats.record(self._step, output, self._counted)  # type: ignore[attr-defined]
 
     def cleanup_batch(self, learn: Loop) -> None:
         self._step += self.watches(learn)
+        self._fits = self._fits or (self._counted is not None and self._counted.fits)
+        self._counted = None
+
+    def after_fit(self, learn: Loop) -> None:
+        super().after_fit(learn)
+        if self.mask is not None and self._step and not self._fits:
+            self._warn("mask", "`mask` of ActivationStats fits the output of no layer: all values were counted.")
+
+    def cleanup_fit(self, learn: Loop) -> None:
+        super().cleanup_fit(learn)
+        self._learn = None
 
     # Pictures: each draws a new pyplot figure, `plt.gcf()`, and returns nothing, so that a notebook shows it once
 
@@ -236,7 +268,7 @@ class ActivationStats(HooksCallback):
             ax.axis("on")
 
     def _recorded(self) -> list[LayerStats]:
-        recorded = [stats for stats in self.stats.values() if len(stats)]
+        recorded = [stats for stats in self.stats.values() if len(stats.steps)]
         if not recorded:
             raise RuntimeError(
                 "ActivationStats has recorded nothing: there must be a fit first, with batches to look at "

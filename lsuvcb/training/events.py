@@ -103,16 +103,6 @@ def name_callback(e: BaseException, handler: Callable[..., Any], event: str) -> 
         e.add_note(f"raised in {owner_name(handler)}.{event}")
 
 
-def fire(event: str, handlers: Iterable[Handler], learn: Any) -> None:
-    """Call each handler of `event` with the learner; an exception gains a note that names callback and event."""
-    for handler in handlers:
-        try:
-            handler(learn)
-        except Exception as e:
-            name_callback(e, handler, event)
-            raise
-
-
 def fire_every(event: str, handlers: Iterable[Handler], learn: Any, failure: BaseException | None) -> None:
     """Call each handler of a clean-up: one that fails keeps no other from its work, and hides no `failure` that led here."""
     first: BaseException | None = None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
-from .events import EVENTS, STEPS, Callback, Handler, fire
+from .events import EVENTS, STEPS, Callback, Handler, name_callback
 
 
 class Hearing:
@@ -19,7 +18,7 @@ class Hearing:
 
     def __init__(self, cbs: list[Callback]) -> None:
         self.cbs = cbs
-        self._events: dict[str, list[Handler]] | None = None  # in a fit: looked up once
+        self._events: dict[str, list[Handler]] = {}  # in a fit: looked up once
         self._this_fit = ExitStack()
 
     def _handlers(self, event: str) -> list[Handler]:
@@ -41,11 +40,19 @@ class Hearing:
 
     def heard(self, event: str) -> list[Handler]:
         """The handlers of `event` or of a step, in the order in which they are called."""
-        return self._handlers(event) if self._events is None or event not in self._events else self._events[event]
+        return self._events[event] if event in self._events else self._handlers(event)
 
     def callback(self, event: str) -> None:
-        """Fire `event`: every callback that has a method of this name is called with the learner."""
-        fire(event, self.heard(event), self)
+        """Fire `event`: every callback that has a method of this name is called with the learner.
+
+        An exception gains a note that names the callback and the event.
+        """
+        for handler in self.heard(event):
+            try:
+                handler(self)
+            except Exception as e:
+                name_callback(e, handler, event)
+                raise
 
     def for_this_fit(self, **attributes: Any) -> None:
         """Set attributes of the learner, steps among them, until this fit ends: `for_this_fit(predict=my_predict)`."""
@@ -56,7 +63,20 @@ class Hearing:
                 self._this_fit.callback(vars(self).pop, name, None)
             setattr(self, name, value)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in STEPS:
-            return partial(self.callback, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    # The five steps: a callback teaches them, unless the class of the learner has its own. They are methods one by one:
+    # with a `__getattr__` every attribute of a learner is slower to read, in each step.
+
+    def predict(self) -> None:
+        self.callback("predict")
+
+    def get_loss(self) -> None:
+        self.callback("get_loss")
+
+    def backward(self) -> None:
+        self.callback("backward")
+
+    def step(self) -> None:
+        self.callback("step")
+
+    def zero_grad(self) -> None:
+        self.callback("zero_grad")

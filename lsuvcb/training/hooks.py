@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 from torch import nn
 
 from ..engine.errors import LSUVWarning
-from ..engine.select import Selector, select_modules, unwrap
+from ..engine.select import Selector, kind_of, select_modules, unwrap
 from .events import Callback
 from .loop import Loop
 
@@ -61,7 +61,7 @@ class Hook:
     """
 
     def __init__(self, m: nn.Module, f: HookFunc, name: str = "") -> None:
-        self.name, self.kind, self.calls = name, type(m).__name__, 0
+        self.name, self.kind, self.calls = name, kind_of(m), 0
         self.hook: Any = m.register_forward_hook(_Watch(self, f))
 
     def remove(self) -> None:
@@ -106,7 +106,7 @@ class Hooks(list[Hook]):
             hook.remove()
 
     def remove(self, hook: Hook | None = None) -> None:
-        """As `remove_all`; with an argument, drop that one hook from the list."""
+        """Take one hook off its module and drop it from the list; without an argument, take every hook off (`remove_all`)."""
         if hook is None:
             self.remove_all()
         else:
@@ -178,7 +178,7 @@ class HooksCallback(Callback):
         self.hooks.remove_all()
         modules = self.select(learn.model)
         if not modules:
-            kinds = ", ".join(dict.fromkeys(type(m).__name__ for m in unwrap(learn.model).modules()))
+            kinds = ", ".join(dict.fromkeys(kind_of(m) for m in unwrap(learn.model).modules()))
             self._warn(
                 "nothing",
                 f"`layers` of {type(self).__name__} must match a module of the model, got none: nothing is recorded. "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..callback.past import note_trained
+from ..engine.passes.counted import Mask
 from ..engine.select import Selector
 from ..engine.telling.survey import Survey
 from . import loop
@@ -64,10 +65,11 @@ class Learner(Loop):
                 empty: then the fit begins at the beginning. `n_epochs` counts from the beginning, too.
 
         Raises:
-            As `Loop.fit`.
+            ValueError: a loader gave no batch, a step that nothing teaches, a step taught twice.
             FileNotFoundError, CheckpointError: `resume` names nothing that can be read, or a checkpoint of another model.
 
-        Side effects: see `Loop.fit`.
+        Side effects: the model is trained in place and left in the mode of its last pass; a new optimizer is made. Once it
+        has taken a step, the model carries a note that it is trained: no LSUVCallback initialises it, but by `force=True`.
         """
         cbs = as_callbacks(cbs)
         saved = None if resume is None else to_resume(resume, [*self.cbs, *cbs])
@@ -85,9 +87,9 @@ class Learner(Loop):
         """Try learning rates from `start_lr` upwards and suggest one; see `lsuvcb.training.lr_find.lr_find`."""
         return lr_find(self, gamma, max_mult, start_lr, max_epochs, plot)
 
-    def survey(self, layers: Selector | None = None) -> Survey:
-        """`lsuvcb.survey` of the model on the batch that LSUVCallback would take, on its device; see there."""
-        return survey_of(self, layers)
+    def survey(self, layers: Selector | None = None, mask: Mask | None = None) -> Survey:
+        """`lsuvcb.survey` of the model on the batch that LSUVCallback would take, with the learner's loss; see there."""
+        return survey_of(self, layers, mask)
 
     def save(self, path: str | Path) -> None:
         """Write the model's weights to a file, all or nothing; `load` and `torch.load` read it."""

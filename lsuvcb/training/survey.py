@@ -1,8 +1,14 @@
-"""`learn.survey()`: the model's survey on the batch that training would have first."""
+"""`learn.survey()`: the model's survey on the batch that training would have first, with the learner's loss."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
 from ..engine.lsuv import survey
+from ..engine.passes.counted import Mask
 from ..engine.select import Selector
 from ..engine.telling.survey import Survey
 from .events import Callback, CancelFitException
@@ -16,7 +22,7 @@ class SurveyCB(Callback):
     """Surveys the model on one training batch where LSUVCallback would run, and ends the fit. Runs at before_fit.
 
     Args:
-        layers: see `survey`.
+        layers, mask: see `survey`.
 
     Attributes:
         survey: what it found.
@@ -24,19 +30,36 @@ class SurveyCB(Callback):
 
     order = LSUVCallback.order - 1
 
-    def __init__(self, layers: Selector | None = None) -> None:
-        self.layers = layers
+    def __init__(self, layers: Selector | None = None, mask: Mask | None = None) -> None:
+        self.layers, self.mask = layers, mask
         self.survey: Survey | None = None
 
     def before_fit(self, learn: Loop) -> None:
         with training_batch(learn) as batch:
-            self.survey = survey(learn.model, batch, layers=self.layers, forward=predict_with(learn))
+            self.survey = survey(
+                learn.model,
+                batch,
+                layers=self.layers,
+                forward=predict_with(learn),
+                mask=self.mask,
+                loss=_loss_of(learn),
+            )
         raise CancelFitException
 
 
-def survey_of(learn: Loop, layers: Selector | None = None) -> Survey:
+def _loss_of(learn: Loop) -> Callable[[Any], Tensor]:
+    """The learner's loss of what it has just predicted."""
+
+    def loss(preds: Any) -> Tensor:
+        learn.get_loss()
+        return learn.loss
+
+    return loss
+
+
+def survey_of(learn: Loop, layers: Selector | None = None, mask: Mask | None = None) -> Survey:
     """The survey of a learner's model on its first training batch: nothing is changed but the model's device (DeviceCB)."""
-    cb = SurveyCB(layers)
+    cb = SurveyCB(layers, mask)
     with rehearsal(learn):
         learn.fit(1, valid=False, cbs=cb)
     assert cb.survey is not None

@@ -35,6 +35,7 @@ class TrainLearner(Learner):
 class MomentumLearner(TrainLearner):
     """A TrainLearner with momentum: gradients are not zeroed after a step but multiplied by `mom` (0 <= mom < 1)."""
 
+    # Written out, not delegated: delegated arguments go by keyword only, and lessons pass `loss_func` by its place.
     def __init__(
         self,
         model: nn.Module,

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 from traces import weights_of
 
 from lsuvcb.engine import LSUVReport, NoLayersError
+from lsuvcb.engine.errors import LSUVWarning
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(5))
 BOTH = pytest.mark.parametrize("orthonormal", [True, False])
@@ -186,13 +187,15 @@ def test_lsuv_several_inputs_and_keywords():
 @BOTH
 def test_lsuv_batch_of_one_is_enough_where_one_sample_has_a_spread(orthonormal):
     net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32))
-    lsuv_(net, X[:1], orthonormal=orthonormal)
+    with pytest.warns(LSUVWarning, match="the batch holds one sample"):
+        lsuv_(net, X[:1], orthonormal=orthonormal)
     assert std(net(X[:1])) == pytest.approx(1, abs=1e-3)
 
 
 def test_lsuv_batch_of_one_and_one_output_is_constant_and_left_alone():
     net = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 1))
-    found = rows(lsuv_(net, X[:1], orthonormal=False))
+    with pytest.warns(LSUVWarning, match="the batch holds one sample"):
+        found = rows(lsuv_(net, X[:1], orthonormal=False))
     assert found["0"] == ("scaled", "")
     assert found["1"][0] == "left alone"
     assert found["1"][1].startswith("constant output")

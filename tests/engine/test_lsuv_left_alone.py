@@ -208,8 +208,11 @@ def test_lsuv_copy_changed_in_place_before_use_is_not_taken_for_the_weight(chang
 
 
 @BOTH
-def test_lsuv_product_of_two_parameters_is_left_alone(orthonormal):
+def test_lsuv_product_of_two_frozen_parameters_is_left_alone(orthonormal):
+    # where one of them is free, it is scaled for both: see test_real_weights.py
     net = Net(lambda net, x: x @ (net.down @ net.up) + net.a(x), down=matrix(6, 2), up=matrix(2, 8), a=nn.Linear(6, 8))
+    for factor in (net.down, net.up):
+        factor.requires_grad_(False)
     reasons = left_alone(net, "down", "up", orthonormal=orthonormal)
     assert reasons == ["product of two parameters (matmul)"] * 2
 

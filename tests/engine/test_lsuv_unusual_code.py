@@ -241,8 +241,8 @@ def test_layers_with_computed_biases_are_no_blocks():
     parametrize.register_parametrization(model[0], "bias", Half())
     prune.random_unstructured(model[2], "bias", 0.5)
     found = rows(lsuv_(model, x, layers=nn.Linear))
-    assert found["4"] == SCALED
-    assert found["0"][0] == found["2"][0] == "left alone"
+    assert found["2"] == found["4"] == SCALED  # a mask on a bias is linear in it
+    assert found["0"][0] == "left alone"
     assert "bias is computed by Half" in found["0"][1]
 
 
@@ -351,7 +351,7 @@ class Physics(nn.Module):
 def test_layers_under_vmap_and_other_transforms_are_left_alone(derivative, orthonormal):
     model = Physics(derivative)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(NoLayersError, match=r"'first', used under torch\.vmap.*'second', used under torch\.vmap"):
+    with pytest.raises(NoLayersError, match=r"used under torch\.vmap.*: 'first', 'second'"):
         lsuv_(model, batch(64, 2), orthonormal=orthonormal)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

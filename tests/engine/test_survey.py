@@ -10,6 +10,7 @@ from small_nets import column, linear, lively, relu_mlp
 from torch import nn
 
 from lsuvcb.engine import Survey, survey
+from lsuvcb.engine.errors import LSUVWarning
 from lsuvcb.engine.telling.survey import LayerSurvey
 
 
@@ -36,7 +37,7 @@ def of(*stds, signals=None):
         ((1, 1, 1, 1, 1, 1, 1, 1, 50), "steady"),
         ((1e-9, 1, 1, 1, 1, 1, 1, 1, 1), "steady"),
         ((0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005), "std falls from 0.5 to 0.005 over 9 layers: vanishing"),
-        ((0.2,), "std between 0.2 and 0.2 over 1 layer: steady"),
+        ((0.2,), "std 0.2 over 1 layer: steady"),
         ((0.1, 1), "std grows from 0.1 to 1 over 2 layers: exploding"),
         ((1, float("nan"), 0.001), "not finite from 'l1' on: exploding; lsuv_ would help"),
         ((1, float("inf"), 1), "not finite from 'l1' on"),
@@ -90,7 +91,8 @@ def test_survey_signal_by_hand():
     net, x = nn.Linear(1, 2, bias=False), column(1.0, 10.0)
     net.weight.data = torch.tensor([[1.0], [3.0]])
     assert survey(net, x).layers[0].signal == pytest.approx(101.25**0.5)
-    assert survey(net, x[:1]).layers[0].signal is None
+    with pytest.warns(LSUVWarning, match="the batch holds one sample"):
+        assert survey(net, x[:1]).layers[0].signal is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

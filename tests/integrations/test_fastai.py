@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from required import need_package
+from signatures import arguments, of_a_callback
 from torch import nn
 
 from lsuvcb import lsuv_
@@ -173,6 +174,10 @@ def test_named_batch_and_arguments_of_lsuv_are_used():
     assert (cb.report.passes, cb.report.std) == (1, 0.5)
     with pytest.raises(TypeError, match="LSUVCallback has no argument 'tolerance'; did you mean 'tol'"):
         LSUVCallback(tolerance=0.1)
+
+
+def test_signature_shows_the_arguments_of_lsuv_with_their_defaults():
+    assert arguments(LSUVCallback) == of_a_callback(lsuv_)
 
 
 def test_failure_leaves_the_learner_as_it_was():

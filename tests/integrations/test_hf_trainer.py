@@ -6,6 +6,7 @@ import pytest
 import torch
 from programs import run
 from required import need_package
+from signatures import arguments, of_a_callback
 from torch.utils.data import Dataset
 
 from lsuvcb import lsuv_
@@ -137,6 +138,10 @@ def test_named_batch_precision_and_arguments_are_used(tmp_path):
     train(gpt2(), tmp_path, cb)
     assert seen == [((5, 7), True)]
     assert (cb.report.passes, cb.report.std) == (1, 0.5)
+
+
+def test_signature_shows_the_arguments_of_lsuv_with_their_defaults():
+    assert arguments(LSUVCallback) == of_a_callback(lsuv_)
 
 
 def test_pass_runs_under_the_precision_of_the_run(tmp_path):

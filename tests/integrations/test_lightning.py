@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from programs import run
 from required import need_package
+from signatures import arguments, of_a_callback
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -164,6 +165,18 @@ def test_named_batch_and_arguments_of_lsuv_are_used():
     assert cb.report.passes == 1
     with pytest.raises(TypeError, match="LSUVCallback has no argument 'tolerance'; did you mean 'tol'"):
         LSUVCallback(tolerance=0.1)
+
+
+def test_signature_shows_the_arguments_of_lsuv_with_their_defaults():
+    assert arguments(LSUVCallback) == of_a_callback(lsuv_)
+
+
+def test_arguments_given_as_the_defaults_that_the_signature_shows_are_as_if_not_given():
+    plain, same = LSUVCallback(), LSUVCallback(**dict(arguments(LSUVCallback)))
+    for cb in (plain, same):
+        fit(Module(), cb, max_epochs=1)
+    assert repr(same) == repr(plain) == "LSUVCallback()"
+    assert [row.std_after for row in same.report.layers] == [row.std_after for row in plain.report.layers]
 
 
 def test_batch_goes_through_the_hooks_and_the_precision_of_the_trainer():
@@ -414,3 +427,31 @@ def test_two_callbacks_for_different_layers_both_run(said):
     scaled = [[row.name for row in cb.report.layers if row.status == "scaled"] for cb in (hidden, head)]
     assert scaled == [["net.0", "net.3"], ["net.5"]]
     assert len(said()) == 2
+
+
+class OwnLoop(Module):
+    """Draws its batches itself, `per_step` of them in a step."""
+
+    def __init__(self, per_step):
+        super().__init__()
+        self.per_step = per_step
+
+    def training_step(self, dataloader_iter):
+        losses = []
+        for _ in range(self.per_step):
+            (x, y), batch_idx, _ = next(dataloader_iter)
+            self.inputs.append((batch_idx, x.clone()))
+            losses.append(F.cross_entropy(self.net(x), y))
+        return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("per_step", [1, 2])
+def test_step_that_takes_a_dataloader_iter_is_given_one_of_the_first_batch(per_step):
+    module, plain, cb = OwnLoop(per_step), OwnLoop(per_step), LSUVCallback(recipe="paper")
+    fit(module, cb, max_epochs=1)
+    fit(plain, max_epochs=1)
+    assert cb.report.converged
+    assert [row.name for row in cb.report.layers] == ["net.0", "net.3", "net.5"]
+    assert cb.report.input_std == pytest.approx(plain.inputs[0][1].std(correction=0).item(), rel=1e-6)
+    assert [i for i, _ in module.inputs] == [i for i, _ in plain.inputs]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(module.inputs, plain.inputs, strict=True))

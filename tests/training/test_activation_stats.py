@@ -106,6 +106,19 @@ def test_stats_of_a_line_are_those_worked_by_hand():
     assert torch.equal(torch.stack(hists), record.hist)
 
 
+@pytest.mark.parametrize("records", [0, 1, 3, 5])
+def test_record_is_a_sequence_of_three_columns_however_many_records_it_has(records):
+    stats = LayerStats("", "Identity", cap=8)
+    for step in range(records):
+        stats.record(step, torch.full((5,), float(step)))
+    assert len(stats) == len(list(stats)) == 3
+    assert [len(column) for column in stats] == [records] * 3
+    assert [len(stats[i]) for i in (0, -1)] == [len(stats.steps)] * 2 == [records] * 2
+    assert repr(stats) == f"LayerStats('' Identity, {records} records)"
+    with pytest.raises(IndexError):
+        stats[3]
+
+
 def test_histograms_stay_with_their_steps_when_the_record_is_thinned():
     stats = LayerStats("", "Identity", cap=4)
     for step in range(11):
@@ -121,7 +134,7 @@ def test_stats_are_named_by_path_and_carried_by_the_hooks():
     dls = SimpleNamespace(train=[(torch.randn(6, 5), torch.randn(6, 2))] * 2, valid=None)
     learner([stats], dls, net()).fit(1, valid=False)
     assert list(stats.stats) == ["2", "5"]
-    assert [(h.stats.name, h.stats.kind, len(h.stats)) for h in stats] == [("2", "ReLU", 2), ("5", "ReLU", 2)]
+    assert [(h.stats.name, h.stats.kind, len(h.stats.steps)) for h in stats] == [("2", "ReLU", 2), ("5", "ReLU", 2)]
 
 
 def test_stats_without_a_selector_take_the_modules_without_children():
@@ -156,7 +169,7 @@ def test_records_start_anew_with_each_fit():
 def test_records_of_a_long_fit_stay_bounded():
     stats = ActivationStats(nn.Linear, cap=64)
     learner([stats], loaders(train=2000, valid=1), lr=1e-5).fit(1, valid=False)
-    assert 32 <= len(stats.stats[""]) < 64
+    assert 32 <= len(stats.stats[""].steps) < 64
 
 
 @pytest.mark.parametrize("wrap", [lambda y: (y, 3), lambda y: {"a": None, "y": y}, lambda y: [[y]]])
@@ -174,7 +187,7 @@ def test_output_that_is_nested_is_recorded_by_its_first_tensor(wrap):
 def test_output_without_a_floating_value_is_not_recorded(output):
     record = LayerStats("w", "W", 10)
     record.record(0, output)
-    assert len(record) == 0
+    assert len(record.steps) == 0
     assert record.mean.shape == (0,)
     assert record.hist.shape == (0, 40)
 
@@ -205,8 +218,8 @@ def test_stats_survive_pickle_and_deepcopy_with_their_records():
     for twin in (pickle.loads(pickle.dumps(stats)), copy.deepcopy(stats)):
         assert torch.equal(twin.stats[""].mean, stats.stats[""].mean)
         learner([twin], loaders(train=3)).fit(1)
-        assert len(twin.stats[""]) == 3
-    assert len(stats.stats[""]) == 2
+        assert len(twin.stats[""].steps) == 3
+    assert len(stats.stats[""].steps) == 2
 
 
 # Pictures

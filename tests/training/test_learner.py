@@ -1,9 +1,13 @@
 """The loop: its events in order, its numbers by hand, its cancels and cleanups, and what it refuses."""
 
+import inspect
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from signatures import arguments
 from tiny import batches, learner, line, loaders, recorder
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -18,6 +22,7 @@ from lsuvcb.training.events import (
 from lsuvcb.training.learner import Learner
 from lsuvcb.training.train_learner import MomentumLearner, TrainLearner
 
+PACKAGE = str(Path(inspect.getfile(Learner)).parents[1])
 TRAIN_BATCH = """before_batch after_predict after_loss after_backward after_step after_batch cleanup_batch""".split()
 VALID_BATCH = """before_batch after_predict after_loss after_batch cleanup_batch""".split()
 
@@ -64,6 +69,12 @@ def test_momentum_learner_with_unused_parameter_leaves_it_without_gradient():
     learn = MomentumLearner(model, loaders())
     learn.fit(1)
     assert model["idle"].weight.grad is None
+
+
+def test_momentum_learner_shows_a_train_learners_arguments_by_their_places_and_its_own_behind_them():
+    assert arguments(MomentumLearner) == [*arguments(TrainLearner), ("mom", 0.85)]
+    by_place = inspect.signature(MomentumLearner).bind("model", "dls", "loss", 0.5, None, torch.optim.Adam, 0.9)
+    assert by_place.arguments["loss_func"] == "loss"
 
 
 def test_momentum_learner_with_mom_out_of_range_raises():
@@ -307,6 +318,28 @@ def test_step_called_by_hand_is_the_callbacks_own():
     learn.predict()
     learn.get_loss()
     assert learn.loss.item() == 1.0
+
+
+def own_calls(n):
+    """How many functions of the library a fit of `n` batches calls."""
+    calls = []
+
+    def look(frame, event, arg):
+        if event == "call" and PACKAGE in frame.f_code.co_filename:
+            calls.append(frame.f_code.co_name)
+
+    learn, before = learner((), loaders(train=n)), sys.getprofile()
+    sys.setprofile(look)
+    try:
+        learn.fit(1, valid=False)
+    finally:
+        sys.setprofile(before)
+    return len(calls)
+
+
+def test_step_costs_few_calls_of_the_librarys_own_functions():
+    a_step = (own_calls(20) - own_calls(10)) / 10
+    assert 10 < a_step <= 40  # 36; the events of a batch that nobody hears are two each
 
 
 def test_step_wrapped_on_the_learner_replaces_the_callbacks():

@@ -21,6 +21,19 @@ def test_survey_of_a_learner_is_the_engine_s_on_the_batch_that_training_begins_w
     assert [(r.name, r.std) for r in found.layers] == [(r.name, pytest.approx(r.std)) for r in expected.layers]
 
 
+def test_survey_of_a_learner_goes_back_from_its_loss():
+    learn = learner([DeviceCB("cpu")], noisy_data(), net())
+    found = learn.survey()
+    xb, yb = next(iter(learn.dls.train))
+    learn.model.train()
+    with torch.random.fork_rng():
+        expected = survey(learn.model, (xb,), loss=lambda preds: learn.loss_func(preds, yb))
+        other = survey(learn.model, (xb,), loss=lambda preds: preds.square().sum())
+    gradients = [r.gradient for r in found.layers]
+    assert gradients == [pytest.approx(r.gradient) for r in expected.layers]
+    assert gradients != [pytest.approx(r.gradient) for r in other.layers]
+
+
 def test_survey_takes_a_selector():
     learn = learner([], noisy_data(), net())
     assert [r.name for r in learn.survey(layers=["4"]).layers] == ["4"]

@@ -81,7 +81,7 @@ def epochs_without_values(more: list[Callback]) -> list[list[str]]:
         ]
         dls = SimpleNamespace(train=train, valid=train)
         TrainLearner(net, dls, F.cross_entropy, cbs=[*cbs, *more]).fit(2)
-    assert len(stats.stats["2"]) == 16
+    assert len(stats.stats["2"].steps) == 16
     return epochs.found
 
 

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from signatures import arguments, of_a_callback
 from tiny import learner, net, noise, recorder, seed_all
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lsuvcb.callback.past import past_of
 from lsuvcb.engine.errors import LSUVError
+from lsuvcb.engine.lsuv import lsuv_
 from lsuvcb.loaders import TensorLoader
 from lsuvcb.training.callbacks import BatchTransformCB, DeviceCB
 from lsuvcb.training.events import BATCH_EVENTS, EVENTS, Callback, CancelBatchException, CancelEpochException
@@ -334,6 +336,22 @@ def test_fit_that_fails_in_lsuv_changes_nothing_and_may_be_tried_again(capsys):
     assert not past_of(model).initialised
     cb = LSUVCallback()
     assert _passes(cb, learner([cb], rows_dls(), model))
+
+
+# Its arguments
+
+
+def test_signature_shows_the_arguments_of_lsuv_with_their_defaults():
+    assert arguments(LSUVCallback) == of_a_callback(lsuv_)
+
+
+def test_arguments_given_as_the_defaults_that_the_signature_shows_are_as_if_not_given(capsys):
+    cb = LSUVCallback(**dict(arguments(LSUVCallback)))
+    assert repr(cb) == "LSUVCallback()"
+    learner([cb], rows_dls(), relu_net()).fit(
+        1
+    )  # its `forward=None` is not taken for lsuv_'s own, which has no use for targets
+    assert cb.report is not None
 
 
 # What it refuses

@@ -223,7 +223,15 @@ def test_torcheval_through_this_module_raises_no_warning():
 
 
 def test_import_of_every_room_of_training_pulls_in_no_heavy_package():
-    heavy = ["torcheval", "torchvision", "fastcore", "fastprogress", "matplotlib", "sklearn"]
+    heavy = [
+        "torcheval",
+        "torchvision",
+        "fastcore.foundation",
+        "fastcore.xtras",
+        "fastprogress",
+        "matplotlib",
+        "sklearn",
+    ]
     done = _python(
         "import importlib, pkgutil, sys, lsuvcb.training as t\n"
         "for m in pkgutil.iter_modules(t.__path__): importlib.import_module(f'lsuvcb.training.{m.name}')\n"

@@ -78,7 +78,10 @@ def rewound(loader: Any, devices: Iterable[torch.device] = ()) -> Iterator[None]
 
 
 def save_states(loaders: Iterable[Any], devices: Iterable[torch.device]) -> dict[str, Any]:
-    """The states of all of them as values that `torch.load(weights_only=True)` takes: tensors, numbers, strings, lists."""
+    """The states of all random generators, global and held by the loaders, as values that are safe to load from a file.
+
+    These are what `torch.load(weights_only=True)` takes: tensors, numbers, strings, lists.
+    """
     rng = RNGState(devices)
     return {"global": plain(rng.as_dict()), "held": [plain(get_state(g)) for g in held_by(list(loaders))]}
 

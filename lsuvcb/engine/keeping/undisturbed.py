@@ -105,7 +105,7 @@ class Snapshot:
             self._versions[buffer] = buffer._version
 
     def _is_as_kept(self, buffer: Tensor) -> bool:
-        """False where that cannot be told without waiting for a device."""
+        """Does the buffer hold the values to keep? False where that cannot be told without waiting for a device."""
         if buffer in self._versions:
             return buffer._version == self._versions[buffer]
         return _same(buffer, self._written[buffer])
@@ -136,6 +136,8 @@ class Snapshot:
                 _put_back(module, attributes)
         for buffer, value in self._written.items():
             if not self._is_as_kept(buffer):  # copy_ bumps the version counter
+                if buffer.shape != value.shape:  # an observer of quantization gives its buffers their sizes at last
+                    buffer.resize_(value.shape)
                 buffer.copy_(value)
         for p, grad, requires_grad in self._grads:
             if p.grad is not grad:

@@ -67,7 +67,7 @@ def _sums(x: Tensor) -> tuple[float, float]:
 
 
 def _sums_by_parts(parts: Iterable[Tensor]) -> tuple[float, float]:
-    """The same of several parts together, each read twice while it is in the cache."""
+    """Sum and sum of squares over all parts, each of which is read twice while it is in the cache."""
     sums, squares = zip(*map(_sums, parts), strict=True)
     return sum(sums), sum(squares)  # in float64; infinities of both signs give NaN
 

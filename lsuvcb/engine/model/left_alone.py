@@ -1,4 +1,4 @@
-"""Every reason why a weight is left alone, or why its layer is not as it was asked for: a type each, with its sentence.
+"""Every reason why a weight is left alone, or why its layer is not as one might expect: a type each, with its sentence.
 
 Code asks for the type; what a user reads is `str(reason)`.
 """
@@ -147,6 +147,12 @@ class UnderVmap(Reason):
 
 
 @dataclass(frozen=True)
+class UnderTransform(Reason):
+    sentence = "used under {transform}, which hands the ops other tensors in its place"
+    transform: str
+
+
+@dataclass(frozen=True)
 class UsedInParts(Reason):
     sentence = "used in parts: {op} works on a slice of it"
     op: str
@@ -240,8 +246,23 @@ class TakesNoDraw(Reason):
 
 
 @dataclass(frozen=True)
+class SparseTakesNoDraw(Reason):
+    sentence = "a sparse weight, which takes no orthonormal draw: only scaled"
+
+
+@dataclass(frozen=True)
 class NoBias(Reason):
     sentence = "no bias: mean not moved"
+
+
+@dataclass(frozen=True)
+class BiasInKernel(Reason):
+    sentence = "its bias is a part of the kernel: mean not moved"
+
+
+@dataclass(frozen=True)
+class BiasIsMultiplied(Reason):
+    sentence = "its bias is multiplied before use: mean not moved"
 
 
 @dataclass(frozen=True)
@@ -257,7 +278,8 @@ class Kernel(Reason):
 
 @dataclass(frozen=True)
 class FactorBehind(Reason):
-    sentence = "its output is multiplied by a number behind it, which the std does not know"
+    sentence = "its output is multiplied by {what} behind it, which the std does not know"
+    what: str
 
 
 @dataclass(frozen=True)
@@ -274,8 +296,9 @@ class FlatDraw(Reason):
 
 @dataclass(frozen=True)
 class NoLevelStd(Reason):
-    sentence = "at this depth no std keeps {what} within bounds, so it is 1"
+    sentence = "std {std:.3g}: at this depth none keeps the {what} within bounds"
     what: str
+    std: float
 
 
 @dataclass(frozen=True)
@@ -286,47 +309,8 @@ class Spread(Reason):
     uses: int
 
 
-# Of layers that are not at their target
-
-
-@dataclass(frozen=True)
-class Missed(Reason):
-    sentence = "std {std:.3g}, mean {mean:.3g} after {evaluations} evaluations"
-    std: float
-    mean: float
-    evaluations: int
-
-
-@dataclass(frozen=True)
-class MeanOutOfReach(Missed):
-    sentence = Missed.sentence + ": an activation with outputs in [{low:.3g}, {high:.3g}] has no mean of {goal:g}"
-    low: float
-    high: float
-    goal: float
-
-
-@dataclass(frozen=True)
-class StdOutOfReach(Missed):
-    sentence = Missed.sentence + ": an activation with outputs in [{low:.3g}, {high:.3g}] has no std of {goal:g}"
-    low: float
-    high: float
-    goal: float
-
-
-@dataclass(frozen=True)
-class Apart(Reason):
-    sentence = "its uses did not come together at the target; it keeps its values"
-
-
-@dataclass(frozen=True)
-class OtherwiseAfterwards(Reason):
-    sentence = "measured {what} {found} afterwards, not as in the pass: is this forward the same each time?"
-    what: str
-    found: str
-
-
 def add(first: Reason | None, second: Reason | None) -> Reason | None:
-    """Both, one behind the other; either may be None."""
+    """Two reasons as one, told one behind the other; either may be None."""
     if first is None or second is None:
         return first or second
     return Both(first, second)

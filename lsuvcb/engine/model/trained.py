@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..ranks import whole
-from ..select import module_paths
+from ..select import kind_of, module_paths
 
 _STATISTICS = (("running_mean", "running_var"), ("means", "vars"))  # torch's names, and the fast.ai course's
 _SCALES = frozenset("weight scale scales gamma g gain a_2 mult mults".split())
@@ -47,7 +47,7 @@ def sign_of_training(model: nn.Module) -> str:
         return f"it was loaded from {source!r}"
     found: dict[torch.device, list[_Sign]] = {}
     for path, module in module_paths(model).items():
-        for sign in _signs(f"{path!r} ({type(module).__name__})", module):
+        for sign in _signs(f"{path!r} ({kind_of(module)})", module):
             found.setdefault(sign.value.device, []).append(sign)
     for signs in found.values():
         values = torch.stack([sign.value.to(torch.int64) for sign in signs]).tolist()

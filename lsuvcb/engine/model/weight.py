@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ..measuring.pool import Group, Pool
+from ..select import kind_of
 from .home import Home
 from .left_alone import Reason
 
@@ -65,10 +66,8 @@ class Weight:
 
     @property
     def kind(self) -> str:
-        """The type of the module, as its user wrote it: not the class that parametrizing or torch's attention made of it."""
-        kinds = type(self.module).__mro__
-        shown = kinds["parametrizations" in self.module._modules]
-        return nn.Linear.__name__ if shown is nn.modules.linear.NonDynamicallyQuantizableLinear else shown.__name__
+        """The type of the module, as its user wrote it."""
+        return kind_of(self.module)
 
     def leave(self, reason: Reason) -> None:
         """Leave it alone for this reason; the first one stands."""

@@ -58,7 +58,8 @@ def _is_alive(values: Tensor) -> Tensor:
 
 
 def _may_be_bias(tensor: Tensor) -> bool:
-    plain = tensor.ndim == 1 and type(tensor) is nn.Parameter and tensor.layout == torch.strided
+    flat = tensor.ndim > 0 and max(tensor.shape) == tensor.numel()  # (1, channels, 1, 1) counts
+    plain = flat and type(tensor) is nn.Parameter and tensor.layout == torch.strided
     return plain and tensor.is_floating_point() and tensor.element_size() > 1 and 0 < tensor.numel() <= _LONGEST
 
 

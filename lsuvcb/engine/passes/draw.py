@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.left_alone import FlatDraw, Reason, TakesNoDraw
+from ..model.left_alone import FlatDraw, Reason, SparseTakesNoDraw, TakesNoDraw
 from ..model.weight import Weight
 from ..seeing.output import Output
+from ..seeing.transforms import outside_transforms
 from ..seeing.use import Use, in_place_of, output_of, zeros_for
 from ..solving.orthonormal import delta_orthogonal_like, orthonormal_like
 from .obstacles import keeps_bias
@@ -34,19 +35,26 @@ class Draws:
         if self.generator is None:
             return None
         weight, flat = use.weight, why_flat(use) if self.plan.orthonormal == "delta" else ""
-        if flat is None:
-            drawn = delta_orthogonal_like(weight.tensor, self.generator)
-        else:
-            drawn = orthonormal_like(weight.tensor, self.generator, stacked=use.is_stack)
-        if not weight.home.takes(drawn):
-            self.said[weight] = TakesNoDraw(weight.home.kind)
+        if weight.tensor.layout != torch.strided:
+            self.said[weight] = SparseTakesNoDraw()
             return None
+        with outside_transforms():
+            if flat is None:
+                drawn = delta_orthogonal_like(weight.tensor, self.generator)
+            else:
+                drawn = orthonormal_like(weight.tensor, self.generator, stacked=use.is_stack)
+            if not weight.home.takes(drawn):
+                self.said[weight] = TakesNoDraw(weight.home.kind)
+                return None
         if flat:
             self.said[weight] = FlatDraw(flat)
         return drawn
 
     def draw_block(self, weight: Weight) -> Tensor | None:
-        return None if self.generator is None else orthonormal_like(weight.tensor, self.generator)
+        if self.generator is None:
+            return None
+        with outside_transforms():
+            return orthonormal_like(weight.tensor, self.generator)
 
     def run(self, use: Use, start: Tensor | None) -> Any:
         """Call the op with a draw in the place of its weight, and zeros in that of its bias; as it is without one."""

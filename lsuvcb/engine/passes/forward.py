@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
+from ..errors import LSUVWarning
 from ..keeping.undisturbed import devices_of
 from ..select import unwrap
 from ..tensors import tensors_in
@@ -52,22 +54,51 @@ def check_batch(model: nn.Module, batch: Any, forward: Forward | None, *, pooled
     Raises:
         TypeError: it is a loader, or something that holds no tensors; the model's forward does not take these arguments.
         ValueError: it is empty; it is on another device than the model.
+
+    Warns:
+        LSUVWarning: it holds one sample.
     """
-    if isinstance(batch, DataLoader) or (isinstance(batch, Iterator) and not hasattr(batch, "shape")):
-        raise TypeError(
-            f"`batch` must be one batch, got {_shown(batch)}; write `next(iter(loader))`, and of a pair the inputs: "
-            "`xb, yb = next(iter(loader))`."
-        )
-    if type(batch).__module__ == "numpy":
-        raise TypeError(
-            f"`batch` must be made of tensors, got {_shown(batch)}; write `torch.from_numpy(batch).float()`."
-        )
-    held = tensors_in(batch) if isinstance(batch, (Tensor, tuple, list)) and not pooled else []
+    check_kind(batch, forward)
+    held = tensors_in(batch) if isinstance(batch, (Tensor, tuple, list, Mapping)) and not pooled else []
     if held and all(_has_no_rows(t) for t in held):
         shapes = ", ".join(str(tuple(t.shape)) for t in held)
         raise ValueError(f"`batch` must hold at least one sample, got shape {shapes}.")
     if forward is None:
         _check_arguments(model, batch)
+    if {len(t) for t in held if t.ndim} == {1}:
+        warnings.warn(
+            "the batch holds one sample, whose std tells little of the others'; take a hundred or more.",
+            LSUVWarning,
+            stacklevel=5,
+        )
+
+
+def check_kind(batch: Any, forward: Forward | None) -> None:
+    """TypeError where what was given as a batch is a loader of batches, or numpy's, which only a `forward` of its own takes."""
+    if _gives_batches(batch):
+        raise TypeError(
+            f"`batch` must be one batch, got {_shown(batch)}; write `next(iter(loader))`, and of a pair the inputs: "
+            "`xb, yb = next(iter(loader))`."
+        )
+    leaves = pytree.tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    if forward is None and arrays and not any(isinstance(leaf, Tensor) for leaf in leaves):
+        held = "" if arrays[0] is batch else f" of {type(arrays[0]).__name__}s"
+        raise TypeError(
+            f"`batch` must be made of tensors, got {_shown(batch)}{held}; write `torch.from_numpy(array).float()`."
+        )
+
+
+def _gives_batches(batch: Any) -> bool:
+    """Is it a loader, its iterator, a data set, or a pair of loaders?"""
+    if isinstance(batch, (Tensor, tuple, list, Mapping)) or hasattr(batch, "shape"):
+        return False
+    is_loader = hasattr(batch, "dataset") and hasattr(batch, "__iter__")
+    return is_loader or isinstance(batch, (Dataset, Iterator)) or (hasattr(batch, "train") and hasattr(batch, "valid"))
+
+
+def _is_array(leaf: Any) -> bool:
+    return type(leaf).__module__ == "numpy" and hasattr(leaf, "shape")
 
 
 def _has_no_rows(tensor: Tensor) -> bool:

@@ -18,7 +18,7 @@ from ..seeing.activations import Activations
 from ..seeing.behind import Behind
 from ..seeing.follow import Facts, Follow
 from ..seeing.output import Output, has_rows
-from ..seeing.provenance import OF_BATCH, Trail
+from ..seeing.provenance import OF_BATCH, Trace, Trail
 from ..seeing.use import Use, output_of
 from .counted import Counted
 from .obstacles import keeps_bias
@@ -31,14 +31,16 @@ class Found:
 
     Attributes:
         moments: of its values.
-        signal: the root mean square of each feature's std over the samples; None for one sample.
+        signal, balance: see `LayerSurvey`; None for one sample.
         bare: moments without a bias that may be kept; None where there is none.
     """
 
-    __slots__ = ("bare", "moments", "signal")
+    __slots__ = ("balance", "bare", "moments", "signal")
 
-    def __init__(self, found: Moments, signal: Number | None, bare: Moments | None) -> None:
-        self.moments, self.signal, self.bare = found, signal, bare
+    def __init__(self, found: Moments, rows: Tensor | None, bare: Moments | None) -> None:
+        self.moments, self.bare = found, bare
+        self.signal = None if rows is None else _signal_of(rows)
+        self.balance = None if rows is None else _balance_of(rows)
 
 
 class Measure(Follow):
@@ -63,18 +65,26 @@ class Measure(Follow):
         self.found: dict[Weight, list[Found]] = {}
 
     def at_work(self, use: Use) -> tuple[Any, Output | None]:
-        result, weight = use.run(), use.weight
+        weight = use.weight
         self.trail.see(weight).uses += 1
+        result = self.run(use)
         if use.reads_batch and self.input is not None:
             self.input.look(use, self.trail)
         self.settle_now(weight)
         y = output_of(result)
-        if not torch.is_floating_point(y) or y.is_nested or not (y.numel() or self.group):
+        if not self.is_measured(y):
             return result, None
         use.free()
         output = Output(use, y)
         self.follow(output)
         return result, output
+
+    def run(self, use: Use) -> Any:
+        """What the use gives."""
+        return use.run()
+
+    def is_measured(self, y: Tensor) -> bool:
+        return y.is_floating_point() and not y.is_nested and bool(y.numel() or self.group)
 
     def on_block(self, weight: Weight, args: Any, kwargs: Any, result: Any) -> Any:
         self.trail.see(weight).uses += 1
@@ -82,20 +92,19 @@ class Measure(Follow):
         self.note(weight, output_tensor(result))
 
     def settle(self, output: Output, read: Tensor, behind: Behind) -> None:
-        activation = behind.activation
+        activation, use = behind.activation, output.use
         if activation is not None and self.behind:
             output.behind_activation = True
-            self.note(output.use.weight, activation(output.y.clone()))
-        elif not output.kernel and keeps_bias(output.use, mean_moves=False):
-            self.note(output.use.weight, output.y, output.y - output.use.spread_bias())
-        elif output.kernel or activation is not None:
-            self.note(output.use.weight, read)
-        else:
-            self.note(output.use.weight, output.y)
+            self.note(use.weight, activation(output.y.clone()))
+            return
+        image = output.measured(read, by_activation=activation is not None)
+        output.behind_activation = activation is not None and image is not output.images[0]
+        kept = keeps_bias(use, mean_moves=False)
+        self.note(use.weight, image.tensor, output.without(use.spread_bias(), image) if kept else None)
 
     def note(self, weight: Weight, y: Tensor, bare: Tensor | None = None) -> None:
         without = None if bare is None else self._moments(weight, bare)
-        self.found.setdefault(weight, []).append(Found(self._moments(weight, y), _signal_of(weight, y), without))
+        self.found.setdefault(weight, []).append(Found(self._moments(weight, y), _samples(weight, y), without))
 
     def _moments(self, weight: Weight, y: Tensor) -> Moments:
         counted = self.counted.select(weight.name, y)
@@ -110,35 +119,50 @@ class Measure(Follow):
         rows = {(w, i): f for w, found in self.found.items() for i, f in enumerate(found)}
         spread = {key: f.bare if f.bare is not None and key[0] in kept else f.moments for key, f in rows.items()}
         numbers = read({key: (spread[key].std, f.moments.mean) for key, f in rows.items()})
-        signals = read({key: (f.signal,) for key, f in rows.items() if f.signal is not None})
+        pairs = read(
+            {k: (f.signal, f.balance) for k, f in rows.items() if f.signal is not None and f.balance is not None}
+        )
         result: dict[Weight, list[Measured]] = {}
         for key, (std, mean) in numbers.items():
-            signal = signals[key][0] if key in signals else None
-            result.setdefault(key[0], []).append(Measured(std, mean, signal, rows[key].moments.count))
+            signal, balance = pairs.get(key, (None, None))
+            result.setdefault(key[0], []).append(Measured(std, mean, signal, balance, rows[key].moments.count))
         return result
 
 
-def _signal_of(weight: Weight, y: Tensor) -> Number | None:
-    """The root mean square over all features of each one's std over the samples; None where there are no two samples."""
-    if not has_rows(y, weight.tensor) or len(y) < 2:
+def _samples(weight: Weight, y: Tensor) -> Tensor | None:
+    """The samples as rows, in float32 or wider; None where there are no two."""
+    if not has_rows(y, weight.tensor) or len(y) < 2 or not y.numel():
         return None
-    y = y if y.dtype == torch.float64 else y.float()
-    return y.var(0, correction=0).mean().sqrt()
+    rows = y.flatten(1)
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def _signal_of(rows: Tensor) -> Number:
+    """The root mean square over all features of each one's std over the samples."""
+    return rows.var(0, correction=0).mean().sqrt()
+
+
+def _balance_of(rows: Tensor) -> Number:
+    """The median of the samples' root mean squares over the root mean square of these; 1 where all are zero."""
+    sizes = torch.linalg.vector_norm(rows, dim=1)
+    middle = sizes.sort().values[[(len(sizes) - 1) // 2, len(sizes) // 2]].mean()
+    together = torch.linalg.vector_norm(sizes) / len(sizes) ** 0.5
+    return torch.where(together > 0, middle / together, torch.ones_like(middle))
 
 
 class Measured:
     """The numbers of one output, on the host."""
 
-    __slots__ = ("count", "mean", "signal", "std")
+    __slots__ = ("balance", "count", "mean", "signal", "std")
 
-    def __init__(self, std: float, mean: float, signal: float | None, count: int) -> None:
-        self.std, self.mean, self.signal, self.count = std, mean, signal, count
+    def __init__(self, std: float, mean: float, signal: float | None, balance: float | None, count: int) -> None:
+        self.std, self.mean, self.signal, self.balance, self.count = std, mean, signal, balance, count
 
 
 def together(uses: Sequence[Measured]) -> Measured:
-    """The numbers of all uses' values; the signal of the last."""
+    """The numbers of all uses' values; signal and balance of the last."""
     found = joined([Moments(use.mean, use.std, 0.0, use.count) for use in uses])
-    return Measured(float(found.std), float(found.mean), uses[-1].signal, found.count)
+    return Measured(float(found.std), float(found.mean), uses[-1].signal, uses[-1].balance, found.count)
 
 
 class InputMoments:
@@ -155,10 +179,14 @@ class InputMoments:
 
     def look(self, use: Use, trail: Trail) -> None:
         """Called at each use of the first pass."""
+        if not self.closed:
+            self.look_at([(tensor, trail.of(tensor)) for tensor in use.inputs()])
+
+    def look_at(self, tensors: Sequence[tuple[Tensor, Trace | None]]) -> None:
+        """A layer reads these."""
         if self.closed or len(self._found) >= _FIRST:
             return
-        for tensor in use.inputs():
-            trace = trail.of(tensor)
+        for tensor, trace in tensors:
             if trace is None or not trace.of_batch or tensor.layout != torch.strided or not tensor.is_floating_point():
                 continue
             if tensor.numel() or self.group is not None:

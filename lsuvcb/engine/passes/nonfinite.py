@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..errors import LSUVError
+from ..measuring.moments import moments
+from ..measuring.pool import Group, pooled
 from ..model.weight import Weight
-from ..seeing.use import Use
+from ..seeing.use import Use, no_real_values
+from ..solving.solution import Solution
 
 
 def count_non_finite(tensors: list[Tensor]) -> tuple[int, int]:
     """How many values of the floating tensors are NaN or infinite, and how many there are."""
     floats = [t for t in tensors if torch.is_floating_point(t) or t.is_complex()]
     return sum(int((~torch.isfinite(t)).sum()) for t in floats), sum(t.numel() for t in floats)
+
+
+def check_values(dropped: Solution) -> None:
+    """LSUVError where a layer that keeps its values after all, in place of a draw, has some that are not finite."""
+    weight, bias = dropped.weight, dropped.bias
+    if dropped.start is None:
+        return
+    bad, total = count_non_finite([held.home.values() for held in (weight, bias) if held is not None])
+    if bad:
+        raise LSUVError(
+            f"layer {weight} gives non-finite output: {bad} of its {total} weights and biases are not finite."
+        )
+
+
+def check_output(use: Use, y: Tensor, before: Weight | None, group: Group, later: list[Tensor], *, wait: bool) -> None:
+    """LSUVError where an output is not finite, of a weight that keeps its values.
+
+    Args:
+        before: the last layer that was solved.
+        later: a std on a device is put here, to be asked at the end.
+        wait: for the device, to know at once.
+    """
+    if no_real_values(use.weight, y) is not None or not (y.numel() or group):
+        return
+    std = pooled(moments(y), y.device, use.weight.pool(group)).std
+    if isinstance(std, Tensor) and not wait:
+        later.append(std)
+    elif not math.isfinite(float(std)):
+        raise non_finite(use, y, before, pooled=group is not None)
 
 
 def non_finite(use: Use, y: Tensor, before: Weight | None, *, pooled: bool) -> LSUVError:

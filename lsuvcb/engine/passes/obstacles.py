@@ -55,21 +55,22 @@ def bias_obstacle(use: Use, used_by: str, *, mean_moves: bool) -> Reason | None:
 def keeps_bias(use: Use, *, mean_moves: bool) -> bool:
     """Was the bias set on purpose? Then it is kept as it is, unless the mean is to be moved, which biases are there for.
 
-    So it was where a value lies beyond what torch's own layers draw, 1 / sqrt(fan_in), and beyond every weight (a layer that was
-    scaled has both scaled); or where all values are equal and not zero.
+    So it was where a value lies beyond what torch's own layers draw, 1 / sqrt(fan_in), or where all are equal and not zero. A
+    layer that was scaled had both scaled: where its weights lie beyond that, too, a value must be twice the largest of them.
     """
     bias = use.bias
     if mean_moves or bias is None or bias.vector is None or bias.zero:
         return False
     if bias.on_purpose is None:
         vector, single = bias.vector, bias.tensor.numel() == 1
-        beyond = vector.largest > (1 + 1e-6) / math.sqrt(use.fan_in) and _beyond(vector.largest, use)
+        beyond = vector.largest > (1 + 1e-6) / math.sqrt(use.fan_in) and _is_beyond_weights(vector.largest, use)
         bias.on_purpose = (vector.equal and not single) or (beyond and not (single and use.fan_in == 1))
     return bias.on_purpose
 
 
-def _beyond(largest: float, use: Use) -> bool:
-    return largest > float(use.source.replay(use.weight.home.values()).abs().max())
+def _is_beyond_weights(largest: float, use: Use) -> bool:
+    weights = float(use.source.replay(use.weight.home.values()).abs().max())
+    return weights <= (1 + 1e-6) / math.sqrt(use.fan_in) or largest > 2 * weights
 
 
 def is_unfed(use: Use, found: Moments, added: bool, pool: Pool | None) -> bool:

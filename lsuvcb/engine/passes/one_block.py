@@ -46,7 +46,7 @@ def solve_block(
         raise LSUVError(f"layer {weight} gave non-finite output on this batch, whatever its scale.")
     if not best.std > 0:
         return Constant()
-    reason = None if solved.converged else missed(best, solved.iterations)
+    reason = None if solved.converged else missed(best, solved.iterations, target, tol)
     found = Moments(best.mean, best.std, 0.0, 0)
     solution = Solution(
         weight, target, tol, found, best.scale, best.shift, drawn, rule="moved", iterations=solved.iterations, reason=reason,

@@ -19,6 +19,7 @@ from ..seeing.behind import Behind
 from ..select import Selection, Selector
 from ..solving.auto import Choice, std_behind
 from ..solving.target import Target
+from .counted import check_mask
 
 Std = float | Literal["auto"] | Mapping[Any, float | Literal["auto", "leave"]]
 Orthonormal = bool | Literal["delta"]
@@ -64,6 +65,7 @@ class Plan:
     activations: Any = None
     tol: float = 1e-3
     max_iters: int = 20
+    generator: torch.Generator | None = None
     group: Group = None
     mask: Any = None
 
@@ -93,9 +95,9 @@ class Plan:
         Activations(self.activations)
         if isinstance(self.std, Mapping):
             for key, value in self.std.items():
-                if value not in ("auto", "leave"):
+                if not (isinstance(value, str) and value in ("auto", "leave")):
                     _check_positive(f"std[{key!r}]", value, ', "auto" or "leave"')
-        elif self.std != "auto":
+        elif not (isinstance(self.std, str) and self.std == "auto"):
             _check_positive("std", self.std, ', "auto", or a mapping from layers to numbers')
         _check_positive("tol", self.tol)
         if self.mean is not None and not (isinstance(self.mean, Real) and math.isfinite(self.mean)):
@@ -104,14 +106,12 @@ class Plan:
             raise ValueError(f"`max_iters` must be >= 1, got {self.max_iters!r}.")
         if self.orthonormal not in (True, False, "delta"):
             raise ValueError(f"`orthonormal` must be True, False or 'delta', got {self.orthonormal!r}.")
-        mask = self.mask
-        if mask is not None and not (isinstance(mask, (str, torch.Tensor)) or callable(mask)):
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
             raise TypeError(
-                "`mask` must be a boolean tensor, the name of one in the batch, or a function of (name, output), got "
-                f"{type(mask).__name__}."
+                f"`generator` must be a torch.Generator or None, got {self.generator!r}; write "
+                "`torch.Generator().manual_seed(42)`."
             )
-        if isinstance(mask, torch.Tensor) and mask.dtype != torch.bool:
-            raise TypeError(f"`mask` must be a boolean tensor, got one of {mask.dtype}; write `mask.bool()`.")
+        check_mask(self.mask)
 
     @property
     def looks_ahead(self) -> bool:

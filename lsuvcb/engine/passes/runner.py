@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import LSUVError
+from ..keeping.gradients import gradients_kept
 from ..keeping.undisturbed import Snapshot, devices_of, undisturbed
 from ..measuring.pool import Group, meet_at_the_end
 from ..model.left_alone import Constant
@@ -25,6 +27,7 @@ from ..tensors import tensors_in
 from .counted import Counted
 from .draw import Draws
 from .forward import Forward, check_batch, check_model, default_forward, fresh
+from .look import Look, Loss
 from .measure import InputMoments, Measure
 from .nonfinite import count_non_finite
 from .plan import Goals, Plan
@@ -45,6 +48,7 @@ class Runner:
     Attributes:
         passes: how often the model ran.
         input: what the first layer reads of the batch.
+        gradients: the forward asks for gradients itself, so that every pass runs with them.
     """
 
     def __init__(
@@ -60,14 +64,15 @@ class Runner:
         self.input = InputMoments(group, self.counted)
         self.passes = 0
         self.facts = Facts()
+        self.gradients = False
         self._materialise()
 
     def watch(self, eye: AnyEye, snapshot: Snapshot) -> AnyEye:
-        """Run the model once under `eye`, without gradients; then put its state back to the snapshot."""
+        """Run the model once under `eye`; then put its state back to the snapshot."""
         self.passes += 1
         snapshot.hide_gradients()
         try:
-            with torch.no_grad(), eye:
+            with torch.set_grad_enabled(eye.gradients or self.gradients), eye:
                 batch = fresh(self.batch)
                 for tensor in tensors_in(batch):
                     eye.trail.tag(tensor, OF_BATCH)
@@ -80,6 +85,8 @@ class Runner:
                 f"The batch itself holds {bad} non-finite of {total} values" if bad else "The batch itself is finite"
             )
             error.add_note(f"{batch}. Raised in pass {self.passes} over the {type(unwrap(self.model)).__name__}.")
+            if eye.gradients:
+                error.add_note("This pass kept gradients; `survey(..., backward=False)` looks forward only, without.")
             error.add_note("No weight was changed.")
             raise
         finally:
@@ -99,6 +106,20 @@ class Runner:
             return self.watch(eye, snapshot)
 
         return self._until_known(look)
+
+    def look(self, weights: Weights, snapshot: Snapshot, loss: Loss | None, backward: bool) -> Look:
+        """A survey's pass, with its backward half where `backward` says so."""
+
+        def look(accumulates: bool = False) -> Look:
+            eye = Look(
+                weights, self.facts, counted=self.counted, input=self.input, loss=loss, gradients=backward,
+                accumulates=accumulates,
+            )  # fmt: skip
+            return self.watch(eye, snapshot)
+
+        with gradients_kept(self.model):
+            eye = self._until_known(look)
+            return look(accumulates=True) if eye.reentrant else eye
 
     def solve(self, weights: Weights, goals: Goals, generator: torch.Generator | None, snapshot: Snapshot) -> Solve:
         """The passes that solve every layer; one, where no weight is used twice and every output is read as it seems.
@@ -136,11 +157,22 @@ class Runner:
         """Passes until one finds nothing that it should have known from the start."""
         for _ in range(_MOST_FACTS):
             known = self.facts.count()
-            eye = look()
+            eye = self._seen(look)
             self.input.closed = True
             if self.facts.count() == known:
                 break
+        self.counted.check_fit()
         return eye
+
+    def _seen(self, look: Callable[[], AnyEye]) -> AnyEye:
+        """What a pass sees, with gradients where the forward asks for some itself: torch.autograd.grad refuses without."""
+        try:
+            return look()
+        except RuntimeError as error:
+            if self.gradients or "does not require grad" not in str(error):
+                raise
+            self.gradients = True
+            return look()
 
     def _materialise(self) -> None:
         """Lazy modules get their parameters from a first pass; what it counted and drew is put back."""
@@ -148,7 +180,7 @@ class Runner:
         if not lazy:
             return
         with undisturbed(self.model, self.batch) as snapshot:
-            self.watch(Eye(Weights(nn.Module())), snapshot)
+            self._seen(lambda: self.watch(Eye(Weights(nn.Module())), snapshot))
         for module in lazy:
             if isinstance(module, _NormBase):
                 module.reset_running_stats()

@@ -31,6 +31,7 @@ class Solutions:
         blocks: a block's weight -> the bias that the block will have.
         uses: of weights used more than once, the moments of each use as it was handed on.
         unfed: weights that saw nothing but zeros yet, and the moments of what their uses gave.
+        left: the stds of outputs on devices, of weights that the recipe leaves: to be finite all the same.
     """
 
     def __init__(self, trail: Trail, settle_now: Callable[[Weight], None]) -> None:
@@ -40,6 +41,7 @@ class Solutions:
         self.blocks: dict[Weight, Any] = {}
         self.uses: dict[Weight, list[Moments]] = {}
         self.unfed: dict[Weight, list[Moments]] = {}
+        self.left: list[Tensor] = []
 
     def add(self, solution: Solution) -> None:
         self.of[solution.weight] = solution
@@ -48,15 +50,23 @@ class Solutions:
         for earlier in self.unfed.pop(solution.weight, ()):
             self.note_use(solution.weight, earlier)
 
-    def drop(self, weight: Weight) -> None:
-        """It keeps the values that it has, after all."""
+    def take_bias(self, use: Use, *, kept: bool) -> None:
+        """The bias of a later use of a solved weight follows it, too, where nothing else uses or moves it."""
+        bias = use.bias
+        if bias is None or kept or use.obstacle is not None or bias in self.biases or self._trail.used_by(bias):
+            return
+        self.biases[bias] = use.weight
+
+    def drop(self, weight: Weight) -> Solution:
+        """Forget the solution of `weight`, which keeps the values that it has after all; returns it."""
         solution = self.of.pop(weight)
         self.uses.pop(weight, None)
         if solution.bias is not None:
             self.biases.pop(solution.bias, None)
+        return solution
 
     def changes(self, weight: Weight) -> bool:
-        """Will it have other values?"""
+        """Will the commit give this weight or bias other values?"""
         return weight in self.of or self.biases.get(weight) in self.of
 
     def new_value(self, value: Any) -> Any:
@@ -72,6 +82,13 @@ class Solutions:
         if (of := self.biases.get(weight)) is not None and (solution := self.of.get(of)) is not None:
             return source.replay(solution.new_bias(weight.home.values()))
         return value
+
+    def settled_value(self, value: Any) -> Any:
+        """See `new_value`; of a weight whose output still waits for its reader, too."""
+        source = self._trail.source(value) if isinstance(value, Tensor) else None
+        if isinstance(source, Source):
+            self._settle_now(source.weight)
+        return self.new_value(value)
 
     def run(self, call: Call) -> Any:
         """Run another op that uses parameters, with the values that they will have."""
@@ -125,4 +142,6 @@ class Solutions:
 
     @property
     def finite(self) -> bool:
-        return all(math.isfinite(s.found.std + s.found.mean) for s in self.of.values())
+        left = read({i: (std,) for i, std in enumerate(self.left)})
+        found = [s.found.std + s.found.mean for s in self.of.values()] + [std for (std,) in left.values()]
+        return all(map(math.isfinite, found))

@@ -21,7 +21,7 @@ from ..solving.solution import Solution
 from .counted import Counted
 from .draw import Draws
 from .measure import InputMoments
-from .nonfinite import non_finite
+from .nonfinite import check_output, check_values, non_finite
 from .obstacles import bias_obstacle, keeps_bias, obstacle, obstacle_of
 from .one_block import BlockSolution, solve_block
 from .one_layer import Site, moments_of_use, solve_layer
@@ -87,7 +87,10 @@ class Solve(Follow):
         if reason is not None or self.goals.is_left(weight):
             self.leave(weight, reason or LeftByStd())
         if weight in self.reasons:
-            return self.solutions.run_use(use), None
+            result = self.solutions.run_use(use)
+            if self.goals.is_left(weight):
+                check_output(use, output_of(result), self.last, self.plan.group, self.solutions.left, wait=self.strict)
+            return result, None
         start = None if self.looks_ahead else self.draws.draw(use)
         result = self.draws.run(use, start)
         y = output_of(result)
@@ -105,14 +108,7 @@ class Solve(Follow):
 
     def _again(self, use: Use) -> tuple[Any, Output | None]:
         """A later use of a solved weight: the same scale. A bias that it alone uses follows, any other stays."""
-        weight, bias = use.weight, use.bias
-        taken = (
-            use.obstacle is not None
-            or bias in self.solutions.biases
-            or keeps_bias(use, mean_moves=self.plan.moves_mean)
-        )
-        if bias is not None and not taken and not self.trail.used_by(bias):
-            self.solutions.biases[bias] = weight
+        self.solutions.take_bias(use, kept=keeps_bias(use, mean_moves=self.plan.moves_mean))
         result = self.solutions.run_use(use)
         y = output_of(result)
         if not y.is_floating_point() or not (y.numel() or self.plan.group):
@@ -123,6 +119,9 @@ class Solve(Follow):
 
     def elsewhere(self, call: Call) -> Any:
         return self.solutions.run(call)
+
+    def new_value(self, value: Any) -> Any:
+        return self.solutions.settled_value(value)
 
     # Its draw
 
@@ -161,19 +160,21 @@ class Solve(Follow):
                 return
             self.leave(weight, found)
         draws.undo(output)
+        check_output(output.use, output.y, self.last, self.plan.group, self.solutions.left, wait=self.strict)
 
     def _take(self, output: Output, behind: Behind, solution: Solution) -> None:
-        solution.correct(output.y, output.use.spread_bias)
-        output.renew(solution.rescale)
-        output.behind_activation = self.by_module and behind.activation is not None
+        _hand_on(output, solution)
+        output.behind_activation = behind.activation is not None
         self.solutions.add(solution)
         self.last = solution.weight
 
     def _wait_for_input(self, output: Output, last: Solution | None) -> None:
-        """Its input is all zero: a later use shows what the weight does; it hands on its new bias, as far as known."""
+        """The input of this use is all zero, and only a later use shows what the weight does: wait for that.
+
+        The output is handed on with the new bias, where an earlier pass has found it (`last`).
+        """
         if last is not None:
-            last.correct(output.y, output.use.spread_bias)
-            output.renew(last.rescale)
+            _hand_on(output, last)
         self.solutions.unfed.setdefault(output.use.weight, []).append(moments(output.y))
 
     def on_block(self, weight: Weight, args: Any, kwargs: Any, result: Any) -> Any:
@@ -200,7 +201,12 @@ class Solve(Follow):
         super().end(result)
         for weight in self.solutions.unfed:
             self.leave(weight, Unfed())
-        if self.looks_ahead:
-            for weight in [w for w in self.solutions.of if not self.feeds(w) and not self.goals.names(w)]:
-                self.solutions.drop(weight)
-                self.leave(weight, Head())
+        heads = [w for w in self.solutions.of if not self.feeds(w) and not self.goals.names(w)]
+        for weight in heads if self.looks_ahead else ():
+            check_values(self.solutions.drop(weight))
+            self.leave(weight, Head())
+
+
+def _hand_on(output: Output, solution: Solution) -> None:
+    solution.correct(output.y, output.use.spread_bias)
+    output.renew(solution.rescale)

@@ -10,7 +10,7 @@ from ..tensors import tensors_of
 from . import ops
 from .activations import Activations, Elementwise, is_function_of
 from .call import Call
-from .output import Image, Output, has_rows
+from .output import Image, Output, factor_in, has_rows
 from .structure import branch_of
 
 
@@ -23,6 +23,7 @@ class Behind(NamedTuple):
         activation: the activation that takes it directly; None otherwise.
         norm: a normalisation takes it.
         branch: it ends the `branch`-th branch that is added to a stream; 0 otherwise.
+        factor: by what it is multiplied; see `factor_in`.
     """
 
     why: str
@@ -30,6 +31,7 @@ class Behind(NamedTuple):
     activation: Elementwise | None = None
     norm: bool = False
     branch: int = 0
+    factor: str = ""
 
 
 class Inside(NamedTuple):
@@ -68,9 +70,9 @@ def what_reads(
         return Behind(why, op.plain, branch=branch.stream.branches + 1)
     named = inside is not None and activations.names_module(inside.module)
     if not named and not (activations.has_op(op) and first):
-        return Behind(why, op.plain)
+        return Behind(why, op.plain, factor=factor_in(call, tensor))
     image = output.image(tensor)
-    if image is None or image.of is None or not (always or image.scaled):
+    if image is None or image.of is None or not (always or image.factor):
         return Behind(why, op.plain)
     if second_reader:
         return Behind(f"{why}, and to another op beside it", op.plain)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..model.left_alone import (
@@ -14,6 +13,7 @@ from ..model.left_alone import (
     LookedUp,
     NotUsed,
     PackedInAttention,
+    ProductOfTwo,
     Reason,
     UsedBy,
 )  # fmt: skip
@@ -22,9 +22,11 @@ from ..model.weights import Weights
 from ..tensors import tensors_of
 from . import ops
 from .call import Call
-from .finding import scaled_in, use_in
-from .provenance import OF_BATCH, Made, Source, Trace, Trail, is_all_of
+from .combined import combined_in, note_product, tag_view
+from .finding import look_inside, made_in, use_in
+from .provenance import OF_BATCH, Made, Source, Trace, Trail
 from .structure import branch_of
+from .transforms import inside_transform
 from .use import Use
 
 
@@ -35,9 +37,12 @@ class Eye(TorchFunctionMode):
     all seen. Inside an op the mode is off: what `F.multi_head_attention_forward` does within stays hidden.
 
     Attributes:
+        gradients: the pass keeps them.
         trail: what this pass has seen.
         reasons: why a weight is left alone, as this pass found.
     """
+
+    gradients = False
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -54,6 +59,10 @@ class Eye(TorchFunctionMode):
         """Run any other op that uses parameters, and return its result."""
         return call.run()
 
+    def new_value(self, value: Any) -> Any:
+        """A parameter with the values that it will have; anything else as it is."""
+        return value
+
     def reads(self, call: Call) -> Callable[[Any], Any] | None:
         """An op is about to read what it was given. Returns what its result is an image of, to be asked with the result."""
         return None
@@ -61,6 +70,8 @@ class Eye(TorchFunctionMode):
     def end(self, result: Any) -> None:
         """The forward has given `result`. What is run from here on is none of the model's ops."""
         self.asleep = True
+        hidden = [w for w in self.trail.in_order() if not self.trail.uses(w) and w not in self.reasons]
+        self.reasons.update((w, hidden_reason(self.trail.used_by(w))) for w in hidden)
 
     def leave(self, weight: Weight, reason: Reason) -> None:
         """Leave it alone for this reason; the first one stands."""
@@ -80,11 +91,16 @@ class Eye(TorchFunctionMode):
         if op.looks or self.asleep:
             return func(*args, **kwargs)
         traces = self.trail.among((*args, *kwargs.values()) if kwargs else args)
+        if inside_transform():
+            self._fed |= look_inside(op.name, (args, kwargs), traces, self.trail, self.settle_now, self.leave)
         if not traces:
             return func(*args, **kwargs)
         call = Call(op, func, args, kwargs, traces)
         carry = self.reads(call)
         return self._weights_in(call, carry) if call.uses_weights else self._signal(call, carry)
+
+    def settle_now(self, weight: Weight) -> None:
+        """Another op is about to read `weight`: measure or correct its output, where that still waits for its reader."""
 
     # Signals
 
@@ -94,9 +110,7 @@ class Eye(TorchFunctionMode):
         self._tag(result, call, carry)
         return result
 
-    def _tag(
-        self, result: Any, call: Call, carry: Callable[[Any], Any] | None, mixed: Source | None = None
-    ) -> None:  # fmt: skip
+    def _tag(self, result: Any, call: Call, carry: Callable[[Any], Any] | None, mixed: Source | None = None) -> None:
         above = nearest = branches = 0
         of_batch = True
         for _, trace in call.traces:
@@ -121,6 +135,8 @@ class Eye(TorchFunctionMode):
 
     def _weights_in(self, call: Call, carry: Callable[[Any], Any] | None) -> Any:
         op = call.op
+        if (source := combined_in(call, self.new_value)) is not None:
+            return self._combine(call, carry, source)
         if use := use_in(call, self.trail, self.leave):
             return self._work(use, call)
         if op.views or op.is_part:
@@ -128,24 +144,26 @@ class Eye(TorchFunctionMode):
             if trace is None or trace.source is None:  # the parameter only says which shape or type
                 return self._signal(call, carry)
             result = call.run()
-            self._derive(result, call, trace.source, lambda v: call.func(v, *call.args[1:], **call.kwargs))
+            tag_view(result, call, trace.source, self.trail)
             return result
         if op.writes and isinstance(written := self.trail.source(call.args[0]), Source):
             result = self._other(call, carry)
             self.trail.meet(written.weight, op.name)
             self.trail.tag(call.args[0], Trace(Made(op.name, (written.weight,))))  # a copy of the weight no more
             return result
-        if op.plain in ops.FACTORS and (scaled := scaled_in(call)) is not None:
-            tensor, source = scaled
-            if len(call.sources) == len(call.traces):
-                result = call.run()
-                self._derive(result, call, source, call.on(tensor))
-                return result
-            result = self.elsewhere(call)
-            self.trail.see(source.weight).mixed_by = op.name
-            self._tag(result, call, carry, source.through(call.on(tensor)))
-            return result
         return self._other(call, carry)
+
+    def _combine(self, call: Call, carry: Callable[[Any], Any] | None, source: Source) -> Any:
+        """An op whose result is linear in a weight: of parameters alone, or of a signal, too."""
+        result = self.elsewhere(call)
+        if source.product:
+            note_product(call, source, self.trail, self.leave)
+        if len(call.sources) == len(call.traces):
+            self.trail.tag(result, Trace(source))
+        else:
+            self.trail.see(source.weight).mixed_by = call.op.name
+            self._tag(result, call, carry, source)
+        return result
 
     def _work(self, use: Use, call: Call) -> Any:
         own = above = 1 << use.weight.number
@@ -166,30 +184,16 @@ class Eye(TorchFunctionMode):
         """Does another weight at work depend on its output?"""
         return bool(self._fed >> weight.number & 1)
 
-    def _derive(self, result: object, call: Call, parent: Source | Made, replay: Callable[[Tensor], Tensor]) -> None:
-        """Remember that `result`, or each tensor in it, is `replay` of what `parent` is."""
-        above = nearest = 0
-        for _, trace in call.traces:  # a weight may be multiplied by another layer's output
-            above, nearest = above | trace.above, nearest | trace.nearest
-        for item in tensors_of(result):
-            source = parent
-            if isinstance(parent, Source):
-                part = call.op.is_part and not is_all_of(item, parent.weight.tensor)
-                source = parent.through(replay, part)
-            self.trail.tag(item, Trace(source, None, above, nearest))
-
     def _other(self, call: Call, carry: Callable[[Any], Any] | None) -> Any:
-        sources = [trace.source for _, trace in call.traces if trace.source is not None]
         result = self.elsewhere(call)
-        outputs = tensors_of(result)
-        if not outputs:  # a look at a size, a flag or a value; no use
+        if not tensors_of(result):  # a look at a size, a flag or a value; no use
             return result
         for _, source in call.sources:
+            if source.product:
+                self.leave(source.weight, ProductOfTwo(source.product))
             self.trail.meet(source.weight, call.op.name)
-        given = [t for a in (*call.args, *call.kwargs.values()) for t in tensors_of(a)]
-        if all(self.trail.source(t) is not None for t in given):
-            of = {id(w): w for s in sources for w in (s.weights if isinstance(s, Made) else (s.weight,))}
-            self.trail.tag(result, Trace(Made(call.op.name, tuple(of.values()))))
+        if (made := made_in(call, result, self.trail)) is not None:
+            self.trail.tag(result, Trace(made))
         else:
             self._tag(result, call, carry)
         return result
@@ -205,7 +209,7 @@ def hidden_reason(used_by: str) -> Reason:
         return PackedInAttention()
     if used_by in ops.LINEAR:
         return InputOf(used_by)
-    return LookedUp(used_by) if used_by in ("embedding", "embedding_bag") else UsedBy(used_by)
+    return LookedUp(used_by) if used_by in ops.TABLES else UsedBy(used_by)
 
 
 _RECURRENT: Sequence[str] = (

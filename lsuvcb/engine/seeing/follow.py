@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..model.left_alone import Apart, Generates
+from ..model.left_alone import Generates
+from ..model.off_target import Apart
 from ..model.weight import Weight
 from ..model.weights import Weights
 from ..tensors import tensors_in
@@ -18,8 +19,12 @@ from .behind import Behind, what_reads
 from .call import Call
 from .doors import BlockDoors, Doors
 from .eye import Eye
-from .kernels import generators_of, takes_for_kernel
-from .output import Function, Image, Output, is_bias, is_factor, is_number
+from .kernels import SCORES, generators_of, takes_for_kernel
+from .onward import Onward, onward
+from .output import Output
+from .provenance import Trace, Trail
+from .transforms import outside_transforms
+from .use import Use
 
 
 class Facts:
@@ -38,8 +43,22 @@ class Facts:
         self.generators: dict[Weight, str] = {}
         self.apart: set[Weight] = set()
 
+    def note_readers(self, call: Call, outputs: Iterable[Output]) -> None:
+        """This op reads these outputs, some of them a second time."""
+        for output in outputs:
+            if output.settled and output.behind_activation and not call.op.views:
+                self.second_reader.add(output.use.weight)
+
     def count(self) -> int:
         return len(self.second_reader) + len(self.unseen) + len(self.generators)
+
+
+class Reader(Protocol):
+    """Is told what layers read."""
+
+    def look(self, use: Use, trail: Trail) -> None: ...
+
+    def look_at(self, tensors: Sequence[tuple[Tensor, Trace | None]]) -> None: ...
 
 
 class Follow(Eye):
@@ -52,7 +71,12 @@ class Follow(Eye):
         facts: what earlier passes found out.
         by_module: an activation or a norm may be a module of several ops.
         through_dropout: an output is followed through dropout, too.
+
+    Attributes:
+        input: is told what layers read; None: nobody is.
     """
+
+    input: Reader | None = None
 
     def __init__(
         self, weights: Weights, activations: Activations, facts: Facts, *, by_module: bool, through_dropout: bool = False
@@ -82,6 +106,13 @@ class Follow(Eye):
 
     def before_dropout(self, output: Output) -> None:
         """An op that cannot be repeated is about to read the output, which is followed on."""
+
+    def kernel_meets(self, inputs: Sequence[tuple[Tensor, Trace]]) -> None:
+        """An op is about to multiply these by a kernel that a layer generated: it is a layer, which they feed."""
+        for _, trace in inputs:
+            self._fed |= trace.above
+        if self.input is not None:
+            self.input.look_at(inputs)
 
     def bias_behind(self, output: Output, used_by: str) -> None:
         """A bias was found behind the op; `used_by` says which op used that parameter before."""
@@ -139,73 +170,64 @@ class Follow(Eye):
     # What reads an output
 
     def reads(self, call: Call) -> Callable[[Any], Any] | None:
-        outputs = {trace.output: None for _, trace in call.traces if trace.output is not None}
-        if call.op.name in ops.KERNEL_AT:
+        images = _images_in(call)
+        if call.op.name in ops.LINEAR:
             for weight in generators_of(call, self.trail, self.weights):
                 self.facts.generators[weight] = call.op.name
-        if not outputs:
-            return None
-        waiting = [output for output in outputs if not output.settled]
-        for output in outputs:
-            if output.settled and output.behind_activation and not call.op.views and self.doors.inside is None:
-                self.facts.second_reader.add(output.use.weight)
-        if not waiting:
-            return None
+                self.kernel_meets(call.traces)
+        if images and self.doors.inside is None:
+            self.facts.note_readers(call, images)
+        waiting = [output for output in images if not output.settled]
         if call.op.template and ((first := self.trail.of(call.args[0])) is None or first.output not in waiting):
             return None
-        if len(waiting) == 1:
-            images = [t for t, trace in call.traces if trace.output is waiting[0]]
-            carry = self._carried(waiting[0], images[0], call) if len(images) == 1 else None
-            if carry is not None:
-                return carry
+        goes_on = waiting if len(waiting) < 2 else [o for o in waiting if takes_for_kernel(call, o, images[o][0])]
         for output in waiting:
-            read = next(t for t, trace in call.traces if trace.output is output)
-            again, inside = output.use.weight in self.facts.second_reader, self.doors.of(output)
-            behind = what_reads(
-                output, read, call, self.activations, inside, second_reader=again, always=self.by_module
-            )
-            self._settle(output, read, behind)
+            if goes_on != [output] or len(images[output]) > 1:
+                self._is_read(call, output, images[output][0])
+        if len(goes_on) != 1 or goes_on[0].settled:
+            return None
+        tensor = images[goes_on[0]][0]
+        if step := onward(call, goes_on[0], tensor, through_dropout=self.through_dropout):
+            return self._go_on(call, goes_on[0], step)
+        self._is_read(call, goes_on[0], tensor)
         return None
 
+    def _is_read(self, call: Call, output: Output, read: Tensor) -> None:
+        again, inside = output.use.weight in self.facts.second_reader, self.doors.of(output)
+        behind = what_reads(output, read, call, self.activations, inside, second_reader=again, always=self.by_module)
+        self._settle(output, read, behind)
+
     def settle_now(self, weight: Weight) -> None:
-        """Settle what still waits: another op is about to read the same weight or bias."""
         for output in [o for o in self._waiting if o.use.weight is weight or o.use.bias is weight]:
-            why = "its weight is used again before the activation"
-            self._settle(output, output.images[-1].tensor, Behind(why))
+            self._settle(output, output.images[-1].tensor, Behind("its weight is used again before the activation"))
 
     def _settle(self, output: Output, read: Tensor, behind: Behind) -> None:
         if output in self._waiting:
             del self._waiting[output]
-            self.settle(output, read, behind)
+            if output.kernel and behind.op in SCORES:
+                output.kernel, read = "", output.y
+            with outside_transforms(output.y):
+                self.settle(output, read, behind)
             output.close()
 
-    def _carried(self, output: Output, tensor: Tensor, call: Call) -> Callable[[Any], Any] | None:
-        """How the result of this op carries the output on; None where the op takes it."""
-        image = output.image(tensor)
-        if image is None or not call.has(tensor):
-            return None
-        of, op = call.on(tensor), call.op
-        if op.views and call.args[0] is tensor:
-            return partial(self._add, output, image, of, False)
-        if (source := is_bias(call, output, tensor)) is not None:
-            return partial(self._add_bias, output, call, source, self.trail.used_by(source.weight))
-        if is_factor(call, tensor) and (is_number(call, tensor) or self.through_dropout):
-            return partial(self._add, output, image, of, True)
-        if self.through_dropout and op.is_dropout and call.args[0] is tensor:
+    def _go_on(self, call: Call, output: Output, step: Onward) -> Callable[[Any], Any]:
+        """What the result of this op is, which hands the output on."""
+        if step.bias is not None:
+            return partial(self._add_bias, output, call, step.bias, self.trail.used_by(step.bias.weight))
+        if step.of is None:
             self.before_dropout(output)
-            return partial(self._add, output, image, None, False)
-        if takes_for_kernel(call, output, tensor):
-            output.kernel = op.name
-            return partial(self._add, output, image, of, False)
-        return None
+        if step.kernel:
+            self.kernel_meets([(t, trace) for t, trace in call.traces if trace.output is not output])
+        return partial(self._add, output, step)
 
-    def _add(self, output: Output, parent: Image, of: Function | None, scaled: bool, result: Any) -> Any:
+    def _add(self, output: Output, step: Onward, result: Any) -> Any:
         if not isinstance(result, Tensor) or not result.is_floating_point():
             self._settle(output, output.y, Behind("its output is cast to another type"))
-            if isinstance(result, Tensor) and of is not None:
-                result.copy_(of(parent.tensor))
+            if isinstance(result, Tensor) and step.of is not None:
+                result.copy_(step.of(step.parent.tensor))
             return None
-        output.add(result, parent, of, scaled)
+        output.kernel = output.kernel or step.kernel
+        output.add(result, step.parent, step.of, step.factor, product=bool(step.kernel))
         return output
 
     def _add_bias(self, output: Output, call: Call, source: Any, used_by: str, result: Tensor) -> Any:
@@ -214,3 +236,12 @@ class Follow(Eye):
         output.replace(result)
         self.bias_behind(output, used_by)
         return output
+
+
+def _images_in(call: Call) -> dict[Output, list[Tensor]]:
+    """The outputs that an op is given, and as which of their images."""
+    images: dict[Output, list[Tensor]] = {}
+    for tensor, trace in call.traces:
+        if trace.output is not None:
+            images.setdefault(trace.output, []).append(tensor)
+    return images

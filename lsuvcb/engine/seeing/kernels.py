@@ -2,45 +2,107 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from ..model.weight import Weight
 from ..model.weights import Weights
+from ..tensors import tensors_of
 from . import ops
 from .call import Call
 from .output import Output
-from .provenance import Trail
+from .provenance import Trace, Trail
+
+# Ops that read the scores of queries and keys, which are a product of signals, too, and no kernel's
+SCORES = frozenset("softmax log_softmax softmin masked_fill setitem".split())
+_PRODUCTS = frozenset("matmul bmm mm einsum baddbmm linalg_matmul".split())
 
 
 def takes_for_kernel(call: Call, output: Output, tensor: Tensor) -> bool:
     """Is `tensor`, made of this output, what this op multiplies its input by: a kernel that a layer generates?
 
-    Where the op has a place for a kernel, what stands there is one. A product of two signals is taken for one where each
-    sample has a matrix of its own, made of the features of one row of the output; attention's queries and keys have rows from
-    several. Where both sides come straight from layers, neither is the kernel of the other.
+    Where the op has a place for a kernel, what stands there is one. A product of two signals is taken for one where one of
+    them is matrices that are each made of the features of one row of the output; the rows of attention's queries and keys
+    come from several.
     """
-    name, args = call.op.name, call.args
     if _has_bias(call):
         return False
-    if (at := ops.KERNEL_AT.get(name)) is not None:
-        return (args[at] if len(args) > at else call.kwargs.get("weight")) is tensor
-    if call.op.plain not in ("matmul", "bmm", "mm", "einsum", "baddbmm", "linalg_matmul"):
+    if call.op.name in ops.KERNEL_AT:
+        return _at_kernel(call) is tensor
+    others = _others(call, tensor)
+    if not others or any(_is_matrices(t, trace.output) for t, trace in call.traces if t is not tensor and trace.output):
         return False
-    others = [trace for t, trace in call.traces if t is not tensor]
-    if not others or any(trace.output is not None or trace.source is not None for trace in others):
-        return False
-    return _has_a_matrix_for_each_row(tensor, output.y)
+    return _is_matrices(tensor, output)
 
 
-def _has_a_matrix_for_each_row(tensor: Tensor, y: Tensor) -> bool:
-    if tensor.ndim < 3 or y.ndim < 2 or not y.is_contiguous():
+def generators_of(call: Call, trail: Trail, weights: Weights) -> list[Weight]:
+    """The layers that make, in a way that is not linear in them, a signal that this op takes for its kernel."""
+    if call.op.name in ops.KERNEL_AT:
+        trace = trail.of(_at_kernel(call))
+        return [] if trace is None or _waits(trace, call) else _nearest(trace, weights)
+    if call.op.plain not in _PRODUCTS:
+        return []
+    found = {w: None for t, trace in call.traces if _others(call, t) for w in _makes_matrices(t, trace, call, weights)}
+    return list(found) if len(found) == 1 else []
+
+
+def _makes_matrices(tensor: Tensor, trace: Trace, call: Call, weights: Weights) -> list[Weight]:
+    """The one layer whose features became this op's matrices. It has no part in what they work on."""
+    nearest = [] if _waits(trace, call) else _nearest(trace, weights)
+    if len(nearest) != 1 or any(other.nearest & trace.nearest for t, other in call.traces if t is not tensor):
+        return []
+    shape = nearest[0].tensor.shape
+    if 1 in tensor.shape[-2:]:  # a vector for each row may as well be attention's only query
+        return []
+    return nearest if any(_reach_is_within(tensor, n) for n in {shape[0], shape[-1]}) else []
+
+
+def _waits(trace: Trace, call: Call) -> bool:
+    """It comes from no layer, or is linear in one: that is followed."""
+    if trace.source is not None or trace.mixed is not None:
+        return True
+    return trace.output is not None and (not trace.output.settled or bool(trace.output.kernel)) and not _has_bias(call)
+
+
+def _nearest(trace: Trace, weights: Weights) -> list[Weight]:
+    return [weight for weight in weights.all if trace.nearest >> weight.number & 1] if trace.nearest else []
+
+
+def _at_kernel(call: Call) -> Any:
+    at = ops.KERNEL_AT[call.op.name]
+    return call.args[at] if len(call.args) > at else call.kwargs.get("weight")
+
+
+def _others(call: Call, tensor: Tensor) -> list[Tensor]:
+    """What this product of signals multiplies `tensor` by; nothing where it is none."""
+    if call.op.plain not in _PRODUCTS or any(trace.source is not None for _, trace in call.traces):
+        return []
+    given = [t for value in (*call.args, *call.kwargs.values()) for t in tensors_of(value)]
+    return [] if sum(t is tensor for t in given) != 1 else [t for t in given if t is not tensor]
+
+
+def _is_matrices(tensor: Tensor, output: Output) -> bool:
+    y, image = output.y, output.image(tensor)
+    if y.ndim < 2 or image is None or image.of is None:
         return False
-    if tensor.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():
+    dim = 1 if output.use.op.startswith("conv") else y.ndim - 1
+    if not _reach_is_within(tensor, y.shape[dim]):
         return False
-    features, (rows, columns) = y.shape[-1], tensor.shape[-2:]
+    rows = torch.arange(y.numel() // y.shape[dim], device=y.device, dtype=torch.float32)
+    of_row = image.of(rows.view([1 if i == dim else n for i, n in enumerate(y.shape)]).expand_as(y).contiguous())
+    return bool((of_row == of_row[..., :1, :1]).all())
+
+
+def _reach_is_within(tensor: Tensor, features: int) -> bool:
+    """Does each matrix of the stack lie within so many neighbours in memory, the features of one row?"""
+    if tensor.ndim < 3 or not features:
+        return False
+    rows, columns = tensor.shape[-2:]
     reach = (rows - 1) * tensor.stride(-2) + (columns - 1) * tensor.stride(-1)
     batch = zip(tensor.shape[:-2], tensor.stride()[:-2], strict=True)
-    return rows > 1 and columns > 1 and reach < features and all(n == 1 or s % features == 0 for n, s in batch)
+    return rows * columns > 1 and reach < features and all(n == 1 or s % features == 0 for n, s in batch)
 
 
 def _has_bias(call: Call) -> bool:
@@ -49,14 +111,3 @@ def _has_bias(call: Call) -> bool:
         return False
     position, keyword = places.bias
     return (call.args[position] if len(call.args) > position else call.kwargs.get(keyword)) is not None
-
-
-def generators_of(call: Call, trail: Trail, weights: Weights) -> list[Weight]:
-    """The layers that a signal in the place of a kernel is made of, where it is no image of an output that waits."""
-    at = ops.KERNEL_AT[call.op.name]
-    trace = trail.of(call.args[at] if len(call.args) > at else call.kwargs.get("weight"))
-    if trace is None or trace.source is not None or trace.mixed is not None:
-        return []
-    if trace.output is not None and not trace.output.settled and not _has_bias(call):
-        return []
-    return [weight for weight in weights.all if trace.nearest >> weight.number & 1]

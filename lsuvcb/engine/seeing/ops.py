@@ -63,7 +63,7 @@ VIEWS = frozenset(
     "unflatten ravel squeeze unsqueeze contiguous clone detach alias data to type type_as float double half bfloat16 "
     "requires_grad_ cpu cuda as_subclass expand expand_as broadcast_to repeat tile flip roll".split()
 )
-# The same where only a part of the weight comes out.
+# Views and copies of a part of a weight.
 PARTS = frozenset("__getitem__ select narrow chunk split unbind index_select tensor_split split_with_sizes".split())
 # Reading these, or taking them for a template, uses no value.
 LOOKS = frozenset(
@@ -75,9 +75,10 @@ LOOKS = frozenset(
 # These take the shape, type or device of any argument but the first, and no value.
 TEMPLATES = frozenset("type_as expand_as view_as reshape_as to".split())
 # Linear in the one operand, where the others are no part of it: products, quotients, masks.
-FACTORS = frozenset("mul multiply div divide true_divide neg negative masked_fill tril triu".split())
+FACTORS = frozenset("mul multiply div divide true_divide neg negative masked_fill where tril triu".split())
 SUMS = frozenset(("sum", "mean"))
 QUOTIENTS = frozenset("div divide true_divide".split())
+TABLES = frozenset(("embedding", "embedding_bag"))
 NORMS = frozenset("batch_norm layer_norm group_norm instance_norm rms_norm".split())
 _DROPOUT = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout".split()

@@ -29,19 +29,27 @@ class Source:
         weight: whose values.
         replay: gives this tensor from the weight's values.
         part: only some of the values come out.
+        scaled: they were multiplied by something.
+        product: the op that multiplied them by another parameter's; "" if none did.
     """
 
-    __slots__ = ("part", "replay", "weight")
+    __slots__ = ("part", "product", "replay", "scaled", "weight")
 
     def __init__(
-        self, weight: Weight, replay: Callable[[Tensor], Tensor] = lambda values: values, part: bool = False
-    ) -> None:
-        self.weight, self.replay, self.part = weight, replay, part
+        self, weight: Weight, replay: Callable[[Tensor], Tensor] = lambda values: values, part: bool = False,
+        scaled: bool = False, product: str = "",
+    ) -> None:  # fmt: skip
+        self.weight, self.replay, self.part, self.scaled, self.product = weight, replay, part, scaled, product
 
-    def through(self, function: Callable[[Tensor], Tensor], part: bool = False) -> Source:
+    def through(
+        self, function: Callable[[Tensor], Tensor], part: bool = False, scaled: bool = False, product: str = ""
+    ) -> Source:
         """What `function`, linear in its argument, makes of it."""
         replay = self.replay
-        return Source(self.weight, lambda values: function(replay(values)), self.part or part)
+        return Source(
+            self.weight, lambda values: function(replay(values)), self.part or part, self.scaled or scaled,
+            self.product or product,
+        )  # fmt: skip
 
 
 class Made:

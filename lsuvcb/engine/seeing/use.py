@@ -23,7 +23,8 @@ class Use:
     Attributes:
         op: the op's name.
         weight, source, key: whose weight it is, how the call's value comes from it, and the value's place in the call.
-        bias, bias_source, bias_key: the same of the bias, a parameter of the model; None without one.
+        bias, bias_source, bias_key: the bias, a parameter of the model, how its value in the call comes from it, and where in the
+            call that value stands; all None without a bias.
         added: adds a bias behind the op, where the model does (`x @ W + b`); None where the op has it.
         obstacle: why the op's added term cannot change; None if it can or if there is none.
         others: the call takes other parameters beside these.
@@ -123,7 +124,7 @@ def zeros_for(bias: Weight | None) -> Tensor | None:
 
 
 def in_place_of(weight: Weight, values: Tensor) -> Tensor:
-    """The same values, with a path to the parameter for a forward that takes gradients by it."""
+    """`values`, to stand in for those of `weight`, with a path to its parameter for a forward that takes gradients by it."""
     parameter = weight.tensor
     if not torch.is_grad_enabled() or not parameter.requires_grad or is_sharded(parameter):
         return values

@@ -149,7 +149,7 @@ class Newton:
         return here, slopes
 
     def _polish(self, whole: Evaluate, here: Try, slopes: tuple[float, ...]) -> Solved:
-        """The same Jacobian on the whole output, until it is well within tolerance or gains no more."""
+        """Steps with the Jacobian that the sample gave, on the whole output, until well within tolerance or without gain."""
         best, stalled, n = here, 0, 0
         while n < self.target.max_iters and stalled < 3 and (n == 0 or self.error(best) > 0.5 * self.tol):
             at = self._step(here, slopes, 1.0) if n else (here.scale, here.shift)

@@ -14,7 +14,7 @@ from ..keeping.undisturbed import RNGState
 from ..measuring.moments import Moments, moments, moments_of
 from ..measuring.pool import Pool, pooled
 from ..model.blocks import Block, output_tensor
-from ..model.left_alone import MeanOutOfReach, Missed, StdOutOfReach
+from ..model.off_target import MeanOutOfReach, Missed, StdOutOfReach, outside
 from ..seeing.activations import Elementwise
 from ..seeing.output import has_rows
 from .newton import Newton, OutOfReach, Solved, Try, out_of_reach, reach
@@ -96,15 +96,16 @@ def _take(solution: Solution, solved: Solved, beyond: OutOfReach | None) -> None
     solution.behind = Moments(best.mean, best.std, 0.0, solution.found.count)
     if not solved.converged:
         solution.missed = True
-        solution.reason = missed(best, solved.iterations, beyond)
+        solution.reason = missed(best, solved.iterations, solution.target, solution.tol, beyond)
 
 
-def missed(best: Try, evaluations: int, beyond: OutOfReach | None = None) -> Missed:
+def missed(best: Try, evaluations: int, target: Target, tol: float, beyond: OutOfReach | None = None) -> Missed:
     """For the report: where the best try ended, and why."""
+    std, mean = outside(best.std, target.std, tol), outside(best.mean, target.mean, tol)
     if beyond is None:
-        return Missed(best.std, best.mean, evaluations)
+        return Missed(std, mean, evaluations)
     kind = MeanOutOfReach if beyond.what == "mean" else StdOutOfReach
-    return kind(best.std, best.mean, evaluations, beyond.low, beyond.high, beyond.goal)
+    return kind(std, mean, evaluations, beyond.low, beyond.high, beyond.goal)
 
 
 def bring_block(

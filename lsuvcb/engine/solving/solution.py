@@ -34,7 +34,7 @@ class Solution:
         found: moments of what was measured, before the correction.
         scale, shift: s and t: 0-d tensors on a device that nothing waits for, until `settle`; then numbers.
         start: the draw that takes the place of W; None keeps it.
-        bias: whose parameter moves with it; None without one that may.
+        bias: the parameter that it says what becomes of; None without one that may change.
         rule: how the bias changes.
         stays: y holds a bias, not zero, that does not scale with the weight.
         iterations: evaluations of the whole output.

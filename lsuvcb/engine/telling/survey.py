@@ -1,99 +1,88 @@
-"""The survey and its verdict: the signal by depth, before anyone changed a weight."""
+"""The survey: signal and gradient by depth, and its verdict on training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..errors import LSUVError
 from .table import number, table, table_html, wrapped
+from .verdict import LayerSurvey, says, trouble
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_HEAD = ("layer", "kind", "std", "mean", "signal")
-
-
-@dataclass
-class LayerSurvey:
-    """One layer's output on one batch.
-
-    Attributes:
-        std, mean: over all its values; the population's.
-        signal: how much of std tells one sample from another: each feature's std over the samples, as their root mean
-            square. The rest is what the features differ by, biases above all. None where there is one sample.
-    """
-
-    name: str
-    kind: str
-    std: float
-    mean: float
-    signal: float | None = None
-    balance: float | None = None
-    gradient: float | None = None
+_HEAD = ("layer", "kind", "std", "mean", "signal", "balance", "gradient")
 
 
 @dataclass(repr=False)
 class Survey:
-    """The signal by depth, before anyone changed a weight.
+    """Signal and gradient by depth; nothing was changed.
 
     Attributes:
-        layers: in execution order, a layer that runs several times by its first run.
-        input_std, input_mean: of the batch's first floating tensor; None if it has none.
+        layers: one for each use of a weight, in execution order; a tied weight has one under each of its names.
+        input_std, input_mean: of what the first layer reads of the batch; None where it reads none of it as it is.
         unseen: how many matrices no linear op uses as they are: look-up tables, standardised weights, recurrent ops.
+        ties: the second and further names of tied weights -> the first.
+        silent: why no gradient came back; "" where one did, or none was asked for.
     """
 
     layers: list[LayerSurvey]
     input_std: float | None
     input_mean: float | None
     unseen: int = 0
+    ties: dict[str, str] = field(default_factory=dict)
+    silent: str = ""
 
     @property
     def verdict(self) -> str:
-        """One sentence. The rule compares the median std of the last third of the layers with that of the first third:
+        """One sentence: how the signal goes by depth, whether the net will train from these weights, and what would help.
 
-        below 1/3 of it the signal is vanishing, above 3 times it, and 1 or more, exploding. Biases can hold up the std of
-        outputs that no longer depend on the input: where signal / std, compared in the same way, falls below 1/30, the
-        signal is vanishing too. Otherwise it is near unit variance if every std lies in [1/2, 2], and steady if not. A
-        std that is no number is named first; constant outputs (a branch that starts at zero) are counted and take no part.
-        Where more weights are unseen than seen, the sentence says so.
+        By depth ("from first to last": the medians of the first and the last third of the layers): a std below 1/3 of the first
+        is vanishing, beyond 3 times it, and 1 or more, exploding; where signal / std, compared in the same way, falls below
+        1/30, the signal is vanishing, too, held up by biases. Otherwise it is near unit variance if every std lies in
+        [1/2, 2], and steady if not.
+
+        It will not train where
+
+            an output is not finite
+            the std falls below 1/100 from first to last, or grows beyond 100 times (layers before a normalisation left aside)
+            signal / std is below 0.01 in the last layers: the input is forgotten
+            balance is below 0.3 in the last layers: a few samples hold all the variance
+            the gradient in the first layers is below 1/50 of the last layer's, or beyond 50 times
+
+        `lsuv_` is advised where it has something to scale and the signal is not level already. Constant outputs (a branch that
+        starts at zero) are counted and take no part. Where more weights are unseen than seen, the sentence says so.
         """
-        seen, total = len(self.layers), len(self.layers) + self.unseen
-        caveat = f" (sees {seen} of {total} weights; `lsuv_` names the others and why)" if self.unseen > seen else ""
-        return self._by_rule() + caveat
+        layers, total = self._distinct, len(self._distinct) + self.unseen
+        said = says(layers)
+        if self.unseen > len(layers):
+            said += f" (sees {len(layers)} of {total} weights; `lsuv_` names the others and why)"
+        return f"{said} (forward only: {self.silent})" if self.silent else said
 
-    def _by_rule(self) -> str:
-        for layer in self.layers:
-            if not math.isfinite(layer.std):
-                return f"not finite from {layer.name!r} on: exploding; lsuv_ would help"
-        varied = [layer for layer in self.layers if layer.std > 0]
-        stds = [layer.std for layer in varied]
-        if not stds:
-            return "every output is constant: no scale gives it a spread; look at the inputs and the first layer"
-        constant = f", {len(self.layers) - len(stds)} more constant" if len(stds) < len(self.layers) else ""
-        count = ("1 layer" if len(stds) == 1 else f"{len(stds)} layers") + constant
-        first, last = _ends(stds)
-        if last < first / 3:
-            return f"std falls {_change(stds)} over {count}: vanishing; lsuv_ would help"
-        if last > first * 3 and last >= 1:
-            return f"std grows {_change(stds)} over {count}: exploding; lsuv_ would help"
-        low, high = min(stds), max(stds)
-        span = f"std between {number(low)} and {number(high)} over {count}"
-        known = [(layer.signal, layer.signal / layer.std) for layer in varied if layer.signal is not None]
-        if known:
-            signals, shares = zip(*known, strict=True)
-            most, least = _ends(shares)
-            if least < most / 30:
-                return (
-                    f"{span}, but what of it tells samples apart falls {_change(signals)}: vanishing; lsuv_ would help"
-                )
-        if low >= 0.5 and high <= 2:
-            return f"{span}: near unit variance; little to gain from lsuv_"
-        return f"{span}: steady, but not unit variance; lsuv_ sets it to 1"
+    @property
+    def healthy(self) -> bool:
+        """Will it train from these weights, by the rule of `verdict`?"""
+        return trouble(self._distinct) is None
+
+    def assert_healthy(self) -> None:
+        """For a user's own checks: raise where the net will not train from these weights.
+
+        Raises:
+            LSUVError: with the verdict.
+        """
+        if not self.healthy:
+            raise LSUVError(f"this net will not train from these weights: {self.verdict}.")
+
+    @property
+    def _distinct(self) -> list[LayerSurvey]:
+        return [layer for layer in self.layers if layer.name not in self.ties]
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [(r.name, r.kind[:20], *map(number, (r.std, r.mean, r.signal))) for r in self.layers]
+        return [
+            (r.name, r.kind[:20], *map(number, (r.std, r.mean, r.signal, r.balance, r.gradient))) for r in self.layers
+        ]
 
     def __str__(self) -> str:
         return "\n".join([*wrapped("", f"Survey: {self.verdict}"), *table([_HEAD, *self._rows()], left=(0, 1))])
@@ -105,27 +94,20 @@ class Survey:
 
     def to_dict(self) -> dict[str, Any]:
         """The survey as plain values that json.dumps takes."""
-        return {**asdict(self), "verdict": self.verdict}
+        return {**asdict(self), "verdict": self.verdict, "healthy": self.healthy}
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Std of each layer's output by depth, and what of it tells samples apart, on a log scale."""
+        """Std of each layer's output, what of it tells samples apart, and the gradient that comes back, on a log scale."""
         from ...plot import plot_stds
 
-        names, stds, signals = zip(*((r.name, r.std, r.signal) for r in self.layers), strict=True)
-        known = [math.nan if signal is None else signal for signal in signals]
-        return plot_stds(names, stds, signal=None if all(map(math.isnan, known)) else known, ax=ax)
+        names, stds, signals, gradients = zip(
+            *((r.name, r.std, r.signal, r.gradient) for r in self.layers), strict=True
+        )
+        return plot_stds(
+            names, stds, signal=_curve(signals), gradient=_curve(gradients), ax=ax, title="Signal and gradient by depth"
+        )
 
 
-def _change(values: Sequence[float]) -> str:
-    """From the first to the last layer where these show what the medians of the thirds do, else from median to median."""
-    first, last = _ends(values)
-    if (last < first) == (values[-1] < values[0]) and not 1 / 3 <= values[-1] / (values[0] or 1) <= 3:
-        return f"from {number(values[0])} to {number(values[-1])}"
-    return f"from {number(first)} to {number(last)} (medians of the first and the last third)"
-
-
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    """The medians of the first and of the last third."""
-    third = max(1, len(values) // 3)
-    first, last = (sorted(part)[third // 2] for part in (values[:third], values[-third:]))
-    return first, last
+def _curve(values: tuple[float | None, ...]) -> list[float] | None:
+    known = [math.nan if value is None else value for value in values]
+    return None if all(map(math.isnan, known)) else known

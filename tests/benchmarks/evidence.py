@@ -1,0 +1,76 @@
+"""What lsuvcb's start is worth beside others, in training: the evidence behind every claim about it.
+
+    pip install -e '.[bench]' && python tests/benchmarks/evidence.py --quick
+
+runs the quick form (half an hour on two cores); without --quick the whole one (hours, which a later run goes on with). Name
+parts to run these alone. Each run is one JSON line in the results file, and what stands there is not run again; --tables
+prints the tables that are made of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one run, one core
+
+import torch
+from study import cost, frontier, harm, headline, paper_table, tables, verdict
+from study.results import Results
+
+HERE = Path(__file__).parent / "evidence"
+PARTS = {
+    "harm": harm,
+    "frontier": frontier,
+    "headline": headline,
+    "paper": paper_table,
+    "verdict": verdict,
+    "cost": cost,
+}
+
+
+def work(task: tuple[str, tuple[Any, ...], str, bool]) -> str:
+    part, unit, path, quick = task
+    torch.set_num_threads(1)
+    PARTS[part].run(Results(Path(path)), *unit, quick=quick)
+    return f"{part}: {', '.join(map(str, unit))}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument(
+        "--results", type=Path, help="default: evidence/quick.jsonl or evidence/whole.jsonl beside this file"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--tables", action="store_true", help="print what the results file has, and run nothing")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    path = args.results or HERE / ("quick.jsonl" if args.quick else "whole.jsonl")
+    parts = args.parts or list(PARTS)
+    if args.tables:
+        results = Results(path)
+        print(
+            "\n\n".join(
+                tables.ALL[part](results)
+                for part in (*parts, "sentences")
+                if part not in PARTS or results.select(part=part)
+            )
+        )
+        return
+    path.parent.mkdir(exist_ok=True)
+    tasks = [(part, unit, str(path), args.quick) for part in parts for unit in PARTS[part].units(args.quick)]
+    start = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        for done, what in enumerate(pool.imap_unordered(work, tasks), 1):
+            print(f"[{time.perf_counter() - start:6.0f} s] {done}/{len(tasks)} {what}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Part 1: the deepest plain net that trains from each start, and at how wide a range of learning rates."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from .nets import mlp, plain_conv
+from .results import Results
+from .tasks import task
+from .train import make, train
+
+DEPTHS = (10, 20, 34, 50, 70, 100)
+TRAINS = 0.8  # the median accuracy of the seeds, at the best rate
+RATES = (0.003, 0.001, 0.01)
+ALL_RATES = (*RATES, 0.03, 0.0003)
+EPOCHS, SEEDS = 10, 5
+NETS = {"conv": plain_conv, "MLP": mlp}
+QUICK_STARTS = ("pytorch", "kaiming", "anyinit empirical", "paper", "balanced")
+STARTS = ("pytorch", "xavier", "kaiming", "orthogonal", "delta", "lsuv 0.3", "anyinit empirical", "anyinit analytic",
+          "paper", "balanced")  # fmt: skip
+QUICK_ACTIVATIONS = ("relu", "tanh", "gelu")
+ACTIVATIONS = (*QUICK_ACTIVATIONS, "general_relu", "silu", "selu", "leaky_relu", "elu", "mish")
+
+
+def units(quick: bool) -> list[tuple[str, str, str]]:
+    """Kind of net, activation, start."""
+    kinds = ("conv",) if quick else tuple(NETS)
+    activations, starts = (QUICK_ACTIVATIONS, QUICK_STARTS) if quick else (ACTIVATIONS, STARTS)
+    return [(kind, activation, start) for kind in kinds for activation in activations for start in starts]
+
+
+def run(results: Results, kind: str, activation: str, start: str, quick: bool) -> None:
+    """Bisect on depth; at the frontier, all learning rates, and Adam."""
+    low, high = 0, len(DEPTHS)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if _trains(results, kind, activation, start, DEPTHS[middle]) else (low, middle)
+    if low and not quick:
+        for rate in ALL_RATES:
+            _median(results, kind, activation, start, DEPTHS[low - 1], rate)
+        _median(results, kind, activation, start, DEPTHS[low - 1], 1e-3, optimiser="Adam")
+
+
+def _trains(results: Results, kind: str, activation: str, start: str, depth: int) -> bool:
+    return any(_median(results, kind, activation, start, depth, rate) >= TRAINS for rate in RATES)
+
+
+def _median(
+    results: Results, kind: str, activation: str, start: str, depth: int, rate: float, optimiser: str = "SGD, momentum 0.9"
+) -> float:  # fmt: skip
+    """The median accuracy of the seeds; three that agree which side of the bound it is on are enough."""
+    scores: list[float] = []
+    for seed in range(SEEDS):
+        job = {"part": "frontier", "kind": kind, "activation": activation, "start": start, "depth": depth, "rate": rate,
+               "optimiser": optimiser, "seed": seed, "epochs": EPOCHS}  # fmt: skip
+
+        def once(seed: int = seed) -> float | None:
+            data = task("digits")
+            model = make(partial(NETS[kind], depth, activation), start, data, seed)
+            return train(model, data, optimiser, rate, seed, EPOCHS)
+
+        scores.append(results.of(job, once) or 0.0)
+        above = sum(score >= TRAINS for score in scores)
+        if max(above, len(scores) - above) > SEEDS // 2:
+            break
+    return sorted(scores + ([1.0] if above > SEEDS // 2 else [0.0]) * (SEEDS - len(scores)))[SEEDS // 2]

@@ -1,0 +1,44 @@
+"""Results as JSON lines: what is there is not run again, so that a run can be cut off and gone on with."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Job = dict[str, Any]
+
+
+class Results:
+    """The rows of one file, by their job: what was run, without what came of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = [json.loads(line) for line in lines]
+        self._known = {_key(row["job"]): row for row in self.rows}
+
+    def of(self, job: Job, run: Callable[[], Any]) -> Any:
+        """What is known of the job; or run it, and write that down at once."""
+        row = self._known.get(_key(job))
+        if row is None:
+            start = time.perf_counter()
+            found = run()
+            row = {"job": job, "found": found, "seconds": round(time.perf_counter() - start, 2)}
+            self._known[_key(job)] = row
+            self.rows.append(row)
+            with self.path.open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.write(json.dumps(row) + "\n")
+        return row["found"]
+
+    def select(self, **wanted: Any) -> list[dict[str, Any]]:
+        """The rows whose job has these values."""
+        return [row for row in self.rows if all(row["job"].get(k) == v for k, v in wanted.items())]
+
+
+def _key(job: Job) -> str:
+    return json.dumps(job, sort_keys=True)

@@ -1,0 +1,76 @@
+"""The starts that are held against one another: PyTorch's, one line of torch.nn.init, two packages, ours by recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lsuvcb import lsuv_
+from lsuvcb.engine import delta_orthogonal_
+from lsuvcb.engine.passes.plan import RECIPES
+
+Start = Callable[[nn.Module, Tensor], object]
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def each(fill: Callable[[Tensor], object]) -> Start:
+    """One line for every linear layer and convolution; biases stay."""
+
+    def start(model: nn.Module, x: Tensor) -> None:
+        for module in model.modules():
+            if isinstance(module, _LAYERS):
+                with torch.no_grad():
+                    fill(module.weight)
+
+    return start
+
+
+def _delta(weight: Tensor) -> None:
+    plain = weight.ndim > 2 and weight.shape[0] == weight.shape[1] and max(weight.shape[2:]) > 1
+    (delta_orthogonal_ if plain else nn.init.orthogonal_)(weight)
+
+
+def _lsuv_package(model: nn.Module, x: Tensor) -> None:
+    from lsuv import lsuv_with_singlebatch
+
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lsuv_with_singlebatch(model, x, verbose=False)
+
+
+def _anyinit(mode: str) -> Start:
+    def start(model: nn.Module, x: Tensor) -> None:
+        import anyinit
+
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            anyinit.initialize(model, mode=mode, input_spec=lambda: x)
+
+    return start
+
+
+def ours(**arguments: object) -> Start:
+    def start(model: nn.Module, x: Tensor) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lsuv_(model, x, verify=False, **arguments)
+
+    return start
+
+
+STARTS: dict[str, Start] = {
+    "pytorch": lambda model, x: None,
+    "kaiming": each(lambda w: nn.init.kaiming_normal_(w)),
+    "xavier": each(lambda w: nn.init.xavier_normal_(w)),
+    "orthogonal": each(lambda w: nn.init.orthogonal_(w)),
+    "delta": each(_delta),
+    "lsuv 0.3": _lsuv_package,
+    "anyinit empirical": _anyinit("empirical"),
+    "anyinit analytic": _anyinit("analytic"),
+    **{recipe: ours(recipe=recipe) for recipe in RECIPES},
+}

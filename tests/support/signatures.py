@@ -1,0 +1,15 @@
+"""What `help()` and completion show of a function's arguments."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def arguments(function: Callable[..., Any]) -> list[tuple[str, Any]]:
+    """Each argument that is shown, in its order, with its default."""
+    return [(name, p.default) for name, p in inspect.signature(function).parameters.items()]
+
+
+def of_a_callback(lsuv: Callable[..., Any]) -> list[tuple[str, Any]]:
+    """What an LSUVCallback is to show: its own two arguments, then those of `lsuv_` but for model and batch."""
+    return [("batch", None), ("force", False), *arguments(lsuv)[2:]]
