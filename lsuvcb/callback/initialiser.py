@@ -45,6 +45,7 @@ class Initialiser:
     # help() and completion list the arguments of `lsuv_`; the annotations of its model and its result are left out
     @delegates(lsuv_, but=["model", "return"])
     def __init__(self, *, batch: Any = None, force: bool = False, **kwargs: Any) -> None:
+        """Check the arguments, and keep those that differ from the defaults of `lsuv_`."""
         _check(kwargs)
         if batch is not None:
             check_kind(batch, kwargs.get("forward"))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import replace
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -169,8 +168,7 @@ def lsuv_(
             for change in blocks:
                 snapshot.renew(change.block.module)
             after = run.measure(weights, plan, snapshot) if verify else None
-            again = cache(lambda: run.measure(weights, plan, snapshot).read(kept))
-            rows = rows_of(eye, *({} if seen is None else seen.read(kept) for seen in (before, after)), again=again)
+            rows = rows_of(eye, *({} if seen is None else seen.read(kept) for seen in (before, after)))
             report = _report(run, plan, rows, time.perf_counter() - started)
             _warn_of_input(run.input)
             warn_if_missed(report, rows)

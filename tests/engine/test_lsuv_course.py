@@ -97,7 +97,7 @@ def test_activation_output_solved_in_parts_reaches_its_target(make, monkeypatch)
     model, x = nn.Sequential(nn.Linear(32, 48), make()), torch.randn(777, 32)
     whole = copy.deepcopy(model)
     lsuv_(whole, x, measure="activation", mean=0.5, orthonormal=False, tol=1e-6)
-    monkeypatch.setattr(nonlinear, "_PART", 1000)
+    monkeypatch.setattr(nonlinear, "PART", 1000)
     report = lsuv_(model, x, measure="activation", mean=0.5, orthonormal=False, tol=1e-6)
     assert outputs_of(model, x, type(model[1]))[0] == pytest.approx((1, 0.5), abs=1e-5)
     for a, b in zip(model.parameters(), whole.parameters(), strict=True):
@@ -106,7 +106,7 @@ def test_activation_output_solved_in_parts_reaches_its_target(make, monkeypatch)
 
 
 def test_activation_output_solved_in_parts_is_handed_on_corrected_in_all_of_them(monkeypatch):
-    monkeypatch.setattr(nonlinear, "_PART", 1000)
+    monkeypatch.setattr(nonlinear, "PART", 1000)
     model, x = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 8)), torch.randn(777, 32)
     lsuv_(model, x, measure="activation", mean=0.5, orthonormal=False)
     with torch.no_grad():

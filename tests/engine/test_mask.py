@@ -234,3 +234,18 @@ def test_mask_by_name_of_a_batch_without_names_is_an_error():
     x, _ = frames()
     with pytest.raises(KeyError, match=r"it has no names \(Tensor\)"):
         lsuvcb.lsuv_(Masked(), x, mask="attention_mask")
+
+
+def test_survey_with_a_mask_has_signal_and_balance_of_what_counts():
+    """Padded frames are huge and alike: without the mask they would be the signal."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 6, bias=False), torch.randn(32, 5, 4)
+    valid = torch.arange(5)[None] < torch.randint(1, 6, (32, 1))
+    valid[:2] = True
+    x[~valid] = 100.0
+    y = layer(x).detach()
+    found = survey(layer, x, mask=valid).layers[0]
+    sizes = torch.stack([y[i, valid[i]].square().mean().sqrt() for i in range(32)])
+    assert found.balance == pytest.approx(float(sizes.quantile(0.5) / sizes.square().mean().sqrt()), rel=1e-4)
+    variances = torch.stack([y[valid[:, t], t].var(0, correction=0) for t in range(5)])
+    assert found.signal == pytest.approx(float(variances.mean().sqrt()), rel=1e-4)

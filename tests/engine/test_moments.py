@@ -102,7 +102,7 @@ def test_moments_as_a_gpu_finds_them_are_0_d_tensors_with_the_same_values(offset
 def test_moments_of_a_large_low_precision_tensor_make_no_float32_copy_of_it(monkeypatch):
     x = torch.randn(10_000).bfloat16()
     mean, std = exact(x)
-    monkeypatch.setattr(room, "_WIDENED", 1000)
+    monkeypatch.setattr(room, "WIDENED", 1000)
     with Largest() as largest:
         found = moments(x)
     assert largest.values == 1000

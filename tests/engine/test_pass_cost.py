@@ -71,8 +71,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_pass_holds_a_plain_forward_s_memory_and_the_largest_activation(case, peak, monkeypatch):
-    monkeypatch.setattr(moments, "_WIDENED", 1 << 14)  # as small beside these nets as they are beside large ones
-    monkeypatch.setattr(nonlinear, "_PART", 1 << 14)
+    monkeypatch.setattr(moments, "WIDENED", 1 << 14)  # as small beside these nets as they are beside large ones
+    monkeypatch.setattr(nonlinear, "PART", 1 << 14)
     make, batch, options, more = CASES[case]
     torch.manual_seed(0)
     model, x = make().eval(), batch()

@@ -187,7 +187,7 @@ CASES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], nn.Module, int, Any]]
     "bmm": (
         lambda x, w: torch.bmm(w.view(-1, N, N).transpose(1, 2).contiguous(), x), nn.Linear(8, N * N), N, stacks,
     ),
-    "baddbmm-free bmm of a scaled kernel": (
+    "bmm of a scaled kernel": (
         lambda x, w: torch.bmm(w.view(-1, N, N) * 0.01, x), nn.Linear(8, N * N), N, stacks,
     ),
     "bmm of a kernel that a convolution generates": (

@@ -80,6 +80,7 @@ def inputs(name: str) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in LIGHT else [pytest.mark.slow]) for name in FLOAT]
 )
+@pytest.mark.filterwarnings("ignore:the batch holds one sample")  # large models, small batches
 def test_zoo_model_is_at_its_target_or_named(name, undisturbed, request):
     model, batch = make(name), inputs(name)
     with undisturbed(model), forwards(model) as calls:

@@ -18,7 +18,7 @@ _CHUNK = 1 << 17
 # Values near a large mean are few different ones, whose rounding errors add up: shorter products.
 _NEAR_CHUNK = 1 << 14
 # Narrower types are made float32 this many values at a time: no second, wider copy of a large activation.
-_WIDENED = 1 << 20
+WIDENED = 1 << 20
 # Where mean^2 exceeds this multiple of the variance, a sum of squares has lost the digits and the mean goes off first.
 _FAR = 100.0
 
@@ -129,7 +129,7 @@ def _found(x: Tensor) -> list[Moments]:
         return []
     if x.dtype in EXACT:
         return [_of_exact(x)]
-    return [_of_exact(part.float()) for part in x.split(_WIDENED)]
+    return [_of_exact(part.float()) for part in x.split(WIDENED)]
 
 
 def joined(parts: list[Moments]) -> Moments:

@@ -38,16 +38,9 @@ class Apart(Reason):
 
 @dataclass(frozen=True)
 class OtherwiseAfterwards(Reason):
-    sentence = "measured {what} {found} afterwards, {again} once more: this forward is not the same each time"
-    what: str
-    found: str
-    again: str
-
-
-@dataclass(frozen=True)
-class AmplifiesRounding(Reason):
     sentence = (
-        "measured {what} {found} afterwards, twice alike: the net amplifies rounding, or keeps a state of its own"
+        "measured {what} {found} afterwards, not as in the pass: the net amplifies rounding, keeps a state of its own, or draws "
+        "from a generator that is not torch's, numpy's or Python's global one"
     )
     what: str
     found: str

@@ -70,6 +70,14 @@ class Counted:
         self.fits = True
         return output.index_select(0, self._rows_of(mask, output.device))
 
+    def samples(self, name: str, output: Tensor) -> Tensor:
+        """`output` with NaN in the place of what does not count; itself where all does, or the samples are no rows of it."""
+        mask = self._mask if self._of is None else self._of(name, output)
+        if mask is None or mask.shape != output.shape[: mask.ndim]:
+            return output
+        mask = mask.to(output.device).view(*mask.shape, *([1] * (output.ndim - mask.ndim)))
+        return output.masked_fill(~mask, torch.nan)
+
     def check_fit(self) -> None:
         """ValueError where the mask has said nothing of any output."""
         if self._mask is not None and not self.fits and self._seen:

@@ -37,10 +37,10 @@ class Found:
 
     __slots__ = ("balance", "bare", "moments", "signal")
 
-    def __init__(self, found: Moments, rows: Tensor | None, bare: Moments | None) -> None:
+    def __init__(self, found: Moments, rows: Tensor | None, bare: Moments | None, whole: bool) -> None:
         self.moments, self.bare = found, bare
-        self.signal = None if rows is None else _signal_of(rows)
-        self.balance = None if rows is None else _balance_of(rows)
+        self.signal = None if rows is None else _signal_of(rows, whole)
+        self.balance = None if rows is None else _balance_of(rows, whole)
 
 
 class Measure(Follow):
@@ -104,7 +104,16 @@ class Measure(Follow):
 
     def note(self, weight: Weight, y: Tensor, bare: Tensor | None = None) -> None:
         without = None if bare is None else self._moments(weight, bare)
-        self.found.setdefault(weight, []).append(Found(self._moments(weight, y), _samples(weight, y), without))
+        self.found.setdefault(weight, []).append(
+            Found(self._moments(weight, y), self._samples(weight, y), without, self.counted.all)
+        )
+
+    def _samples(self, weight: Weight, y: Tensor) -> Tensor | None:
+        """The samples as rows, in float32 or wider; None where there are no two."""
+        if not has_rows(y, weight.tensor) or len(y) < 2 or not y.numel():
+            return None
+        rows = self.counted.samples(weight.name, y).flatten(1)
+        return rows if rows.dtype == torch.float64 else rows.float()
 
     def _moments(self, weight: Weight, y: Tensor) -> Moments:
         counted = self.counted.select(weight.name, y)
@@ -129,22 +138,23 @@ class Measure(Follow):
         return result
 
 
-def _samples(weight: Weight, y: Tensor) -> Tensor | None:
-    """The samples as rows, in float32 or wider; None where there are no two."""
-    if not has_rows(y, weight.tensor) or len(y) < 2 or not y.numel():
-        return None
-    rows = y.flatten(1)
-    return rows if rows.dtype == torch.float64 else rows.float()
+def _signal_of(rows: Tensor, whole: bool) -> Number:
+    """The root mean square over all features of each one's std over the samples.
+
+    Args:
+        whole: all values count; else those that do not are NaN.
+    """
+    if whole:
+        return rows.var(0, correction=0).mean().sqrt()
+    variances = (rows - rows.nanmean(0)).square().nanmean(0)
+    return variances.nanmean().sqrt()
 
 
-def _signal_of(rows: Tensor) -> Number:
-    """The root mean square over all features of each one's std over the samples."""
-    return rows.var(0, correction=0).mean().sqrt()
-
-
-def _balance_of(rows: Tensor) -> Number:
+def _balance_of(rows: Tensor, whole: bool) -> Number:
     """The median of the samples' root mean squares over the root mean square of these; 1 where all are zero."""
-    sizes = torch.linalg.vector_norm(rows, dim=1)
+    sizes = torch.linalg.vector_norm(rows, dim=1) if whole else rows.square().nanmean(1).sqrt()
+    if not whole:
+        sizes = sizes[~sizes.isnan()]
     middle = sizes.sort().values[[(len(sizes) - 1) // 2, len(sizes) // 2]].mean()
     together = torch.linalg.vector_norm(sizes) / len(sizes) ** 0.5
     return torch.where(together > 0, middle / together, torch.ones_like(middle))

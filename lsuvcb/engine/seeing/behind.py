@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..tensors import tensors_of
 from . import ops
@@ -116,5 +117,8 @@ def is_norm(module: nn.Module) -> bool:
     if isinstance(module, _TORCH_NORMS):
         return True
     named = "norm" in type(module).__name__.lower() and not isinstance(module, nn.LocalResponseNorm)
-    vectors = all(max(p.shape, default=1) == p.numel() for p in module._parameters.values() if p is not None)
-    return named and vectors and not any(True for _ in module.children())
+    return named and all(map(_is_vector, module._parameters.values())) and not any(True for _ in module.children())
+
+
+def _is_vector(parameter: Tensor | None) -> bool:
+    return parameter is None or (not is_lazy(parameter) and max(parameter.shape, default=1) == parameter.numel())

@@ -22,7 +22,7 @@ from .solution import Solution
 from .target import Target
 
 _SAMPLE = 1 << 15  # values that a Newton step looks at before the whole output is
-_PART = 1 << 22  # values that a step on the whole output makes a copy of at a time
+PART = 1 << 22  # values that a step on the whole output makes a copy of at a time
 _MARGIN = 0.4  # in stds: how near to the end of its activation's range a mean is brought, where the target lies outside
 
 
@@ -171,5 +171,5 @@ def sample_rows(y: Tensor) -> Tensor | None:
 
 
 def row_parts(y: Tensor) -> Sequence[Tensor]:
-    """The rows of y in parts of about `_PART` values, as views."""
-    return y.split(max(1, _PART * len(y) // max(1, y.numel())))
+    """The rows of y in parts of about `PART` values, as views."""
+    return y.split(max(1, PART * len(y) // max(1, y.numel())))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,6 @@ from ..errors import NoLayersError, NotConvergedWarning
 from ..keeping.undisturbed import Snapshot
 from ..model.left_alone import NormBehind, Reason, Spread, add
 from ..model.off_target import (
-    AmplifiesRounding,
     Apart,
     MeanOutOfReach,
     OtherwiseAfterwards,
@@ -57,12 +55,11 @@ class Row:
         return [LayerSurvey(r.name, r.kind, u.std, u.mean, u.signal, u.balance, None, left, normed) for u in self.after]
 
 
-def rows_of(eye: Solve, before: Uses, after: Uses, *, again: Callable[[], Uses]) -> list[Row]:
+def rows_of(eye: Solve, before: Uses, after: Uses) -> list[Row]:
     """One row for each weight at work and for each other weight of two or more dimensions, in execution order.
 
     Args:
         before, after: what was measured; empty where nothing was.
-        again: measures once more, to tell a net that amplifies rounding from a forward that is not the same each time.
     """
     rows, tol = [], 0.0
     for weight in eye.trail.in_order():
@@ -79,7 +76,7 @@ def rows_of(eye: Solve, before: Uses, after: Uses, *, again: Callable[[], Uses])
         if solution is not None:
             # the rounding of a layer in low precision reaches those behind it
             tol = max(tol, solution.tol / eye.aims.get(weight, Aim()).factor)
-            reason = _work(report, solution, eye, after.get(weight, []), tol, again)
+            reason = _work(report, solution, eye, after.get(weight, []), tol)
         else:
             reason = eye.reasons.get(weight) or hidden_reason(eye.trail.used_by(weight))
             report.status = "not converged" if isinstance(reason, Apart) else "left alone"
@@ -88,9 +85,7 @@ def rows_of(eye: Solve, before: Uses, after: Uses, *, again: Callable[[], Uses])
     return rows
 
 
-def _work(
-    report: LayerReport, solution: Solution, eye: Solve, uses: list[Measured], tol: float, again: Callable[[], Uses]
-) -> Reason | None:  # fmt: skip
+def _work(report: LayerReport, solution: Solution, eye: Solve, uses: list[Measured], tol: float) -> Reason | None:
     """Fill in what was done to a weight; returns what there is to say."""
     report.target = solution.target.std / eye.aims.get(solution.weight, Aim()).factor
     report.scale, report.shift, report.iterations = float(solution.scale), float(solution.shift), solution.iterations
@@ -107,17 +102,8 @@ def _work(
     for what, found, goal in (("std", report.std_after, report.target), ("mean", report.mean_after, mean)):
         if found is not None and goal is not None and not abs(found - goal) <= tol:
             report.status = "not converged"
-            twin = together(again()[solution.weight]) if solution.weight in again() else None
-            value = math.nan if twin is None else twin.std if what == "std" else twin.mean
-            reason = _afterwards(what, found, value, goal, tol)
+            reason = OtherwiseAfterwards(what, outside(found, goal, tol))
     return reason
-
-
-def _afterwards(what: str, found: float, again: float, goal: float, tol: float) -> Reason:
-    shown = outside(found, goal, tol)
-    if abs(again - found) < 0.01 * abs(found - goal):
-        return AmplifiesRounding(what, shown)
-    return OtherwiseAfterwards(what, shown, outside(again, found, 0.0))
 
 
 def with_ties(rows: list[Row]) -> tuple[list[LayerReport], dict[str, str]]:
@@ -174,7 +160,7 @@ def _advice(missed: list[Row]) -> str:
         return " Use `mean=None`, or an activation such as GeneralRelu(sub=0.4)."
     if any(isinstance(row.reason, StdOutOfReach) for row in missed):
         return ' Use a smaller `std`, or `measure="layer"`.'
-    if any(isinstance(row.reason, AmplifiesRounding) for row in missed):
+    if any(isinstance(row.reason, OtherwiseAfterwards) for row in missed):
         return " Use a larger `tol`, or float64 for model and batch."
     return ""
 
