@@ -17,6 +17,7 @@ NEEDS = {
     "03_kaiming": ["mnist"],
     "04_resnet18": ["fashion_mnist"],
     "05_loop_tour": ["digits"],
+    "06_evidence": ["digits"],
 }
 STORY = {
     "00_quickstart": [
@@ -66,6 +67,12 @@ STORY = {
         "resumed.history == whole.history",
         "fresh.history[-1]['accuracy'] >= 0.8 and scheduled.history[-1]['accuracy'] >= 0.9",
         "half.preds.dtype == torch.bfloat16",
+    ],
+    "06_evidence": [
+        "len(results.rows) > 1500",
+        "'worse' not in tables.cells(results, 'balanced').values()",
+        "tables.reached(results, 'relu', 'kaiming') < 50 <= tables.reached(results, 'relu', 'balanced')",
+        "sum(said == did for _, said, did, _ in tables.outcomes(results)) >= 0.9 * len(tables.outcomes(results))",
     ],
 }
 

@@ -24,13 +24,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .errors import InputScaleWarning, TrainedModelWarning, suggesting
+from .errors import InputScaleWarning, LSUVWarning, TrainedModelWarning, suggesting
 from .keeping.undisturbed import undisturbed
 from .measuring.pool import Group
 from .model.blocks import BlockChange
 from .model.trained import sign_of_training
 from .model.weights import Weights
-from .passes.forward import Forward
+from .passes.forward import Forward, is_one_sample
 from .passes.look import Loss
 from .passes.measure import InputMoments
 from .passes.plan import GIVEN, Goals, Orthonormal, Plan, Std
@@ -121,6 +121,7 @@ def lsuv_(
         Whatever the model itself raises. After any exception, Ctrl-C too, all weights are bit for bit what they were.
 
     Warns:
+        LSUVWarning: the batch holds one sample.
         InputScaleWarning: the std of what the first layer reads of the batch is below 1/5 or above 5.
         NotConvergedWarning: a layer is not at its target; it keeps its best try.
         TrainedModelWarning: a draw (`orthonormal`) for a model that looks trained: batch norms that have counted batches, norms
@@ -149,6 +150,9 @@ def lsuv_(
     )  # fmt: skip
     run = Runner(model, batch, forward, group_of(model, group), mask)
     plan = replace(plan, group=run.group)
+    if run.group is None and is_one_sample(batch):
+        said = "the batch holds one sample, whose std tells little of the others'; take a hundred or more."
+        warnings.warn(said, LSUVWarning, stacklevel=3)
     if plan.draws:
         _warn_of_training(model)
     undo = Undo(generator)
@@ -216,7 +220,7 @@ def survey(
         >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(9)))
         >>> survey(net, torch.randn(256, 64)).verdict
-        'std falls from 0.566 to 0.0874 over 9 layers: vanishing; lsuv_ would help'
+        'std falls from 0.566 to 0.0874 over 9 layers: vanishing; lsuv_ would help; it trains as it is'
     """
     if loss is not None and not callable(loss):
         raise TypeError(f"`loss` must be a function of the model's output, got {loss!r}.")

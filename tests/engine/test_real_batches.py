@@ -128,12 +128,16 @@ def first(model: nn.Module, given: object) -> Tensor:
     return model(value if isinstance(value, Tensor) else value[0])
 
 
-@pytest.mark.parametrize("call", [lsuvcb.lsuv_, survey])
 @pytest.mark.parametrize("form", ONE)
-def test_batch_of_one_warns(form, call):
+def test_batch_of_one_warns(form):
     with pytest.warns(LSUVWarning, match="the batch holds one sample, .* take a hundred or more") as caught:
-        call(mlp(), ONE[form](), forward=first)
+        lsuvcb.lsuv_(mlp(), ONE[form](), forward=first)
     assert [w.filename for w in caught] == [__file__]
+
+
+@pytest.mark.parametrize("form", ONE)
+def test_survey_of_one_sample_shows_what_it_cannot_tell(form):
+    assert {(row.signal, row.balance) for row in survey(mlp(), ONE[form](), forward=first).layers} == {(None, None)}
 
 
 def test_batch_of_two_does_not_warn():

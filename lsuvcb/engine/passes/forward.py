@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
-from ..errors import LSUVWarning
 from ..keeping.undisturbed import devices_of
 from ..select import unwrap
 from ..tensors import tensors_in
@@ -54,23 +52,23 @@ def check_batch(model: nn.Module, batch: Any, forward: Forward | None, *, pooled
     Raises:
         TypeError: it is a loader, or something that holds no tensors; the model's forward does not take these arguments.
         ValueError: it is empty; it is on another device than the model.
-
-    Warns:
-        LSUVWarning: it holds one sample.
     """
     check_kind(batch, forward)
-    held = tensors_in(batch) if isinstance(batch, (Tensor, tuple, list, Mapping)) and not pooled else []
+    held = [] if pooled else _held(batch)
     if held and all(_has_no_rows(t) for t in held):
         shapes = ", ".join(str(tuple(t.shape)) for t in held)
         raise ValueError(f"`batch` must hold at least one sample, got shape {shapes}.")
     if forward is None:
         _check_arguments(model, batch)
-    if {len(t) for t in held if t.ndim} == {1}:
-        warnings.warn(
-            "the batch holds one sample, whose std tells little of the others'; take a hundred or more.",
-            LSUVWarning,
-            stacklevel=5,
-        )
+
+
+def is_one_sample(batch: Any) -> bool:
+    """Have all tensors of the batch one row?"""
+    return {len(t) for t in _held(batch) if t.ndim} == {1}
+
+
+def _held(batch: Any) -> list[Tensor]:
+    return tensors_in(batch) if isinstance(batch, (Tensor, tuple, list, Mapping)) else []
 
 
 def check_kind(batch: Any, forward: Forward | None) -> None:

@@ -156,8 +156,7 @@ def advice(layers: Sequence[LayerSurvey]) -> str:
         return f"lsuv_ would leave its layers alone ({reasons.most_common(1)[0][0]})"
     if not all(math.isfinite(layer.std) for layer in layers):
         return "lsuv_ would help"
-    first, last = ends([layer.std if layer.signal is None else layer.signal for layer in can])
-    if first > 0 and 1 / 2 < last / first < 2 and 0.1 < first < 10:
+    if _is_level([layer.std for layer in can]):
         return "its scale is level already: skip connections, normalisation layers or fewer layers would help"
     return "lsuv_ would help"
 
@@ -172,6 +171,13 @@ def outlook(layers: Sequence[LayerSurvey], recipe: str) -> str:
         f"This net will not train as it is, though its layers are at their targets: {stop.what}: {stop.name}. "
         f"What helps: {other}skip connections, normalisation layers, fewer layers."
     )
+
+
+def _is_level(stds: Sequence[float]) -> bool:
+    """Are four of five near one value, and that where `lsuv_` would put it? Then there is nothing left for it to do."""
+    middle = sorted(stds)[len(stds) // 2]
+    near = sum(middle / 2 <= std <= middle * 2 for std in stds)
+    return 0.4 <= middle <= 4.1 and near >= 0.8 * len(stds)
 
 
 def _normed(layers: Sequence[LayerSurvey]) -> bool:
