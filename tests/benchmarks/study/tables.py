@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Container
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -70,13 +71,14 @@ def frontier_table(results: Results) -> str:
 # Part 2
 
 
-def cells(results: Results, start: str) -> dict[tuple[str, str], str]:
+def cells(results: Results, start: str, nets: Container[str] = harm.NETS) -> dict[tuple[str, str], str]:
     """Net and optimiser -> better, equal or worse than PyTorch's start; what looks worse is looked at again with fresh seeds."""
-    return {cell: _judged(results, cell, start) for cell in _cells(results)}
+    return {cell: _judged(results, cell, start) for cell in _cells(results, nets)}
 
 
-def _cells(results: Results) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((r["job"]["net"], r["job"]["optimiser"]) for r in results.select(part="harm")))
+def _cells(results: Results, nets: Container[str] = harm.NETS) -> list[tuple[str, str]]:
+    found = dict.fromkeys((r["job"]["net"], r["job"]["optimiser"]) for r in results.select(part="harm"))
+    return [cell for cell in found if cell[0] in nets]
 
 
 def _scores(results: Results, cell: tuple[str, str], start: str, fresh: bool) -> list[float | None]:
@@ -226,6 +228,9 @@ def sentences(results: Results) -> str:
     deep = [cell for cell in judged if cell not in normed and cell[0] not in SHALLOW]
     nan, ends = lost(results), not_finite(results, "balanced")
     stuck = mean(mean_of(results, cell, "pytorch") for cell in nan) if nan else 0.0
+    more = cells(results, "balanced", harm.MORE)
+    more_better = list(more.values()).count("better")
+    harmed = [f"{net}, {optimiser}" for (net, optimiser), word in more.items() if word == "worse"]
     found = outcomes(results)
     right = sum(said == did for _, said, did, _ in found)
     better, worse = (_count(judged, deep, word) for word in ("better", "worse"))
@@ -236,6 +241,8 @@ def sentences(results: Results) -> str:
     lines = (
         f"- **Deep nets without norms gain**: of {len(deep)} cells of five layers and more {better} are better, {worse} worse.",
         f"- **Nets with norms do not**: of {len(normed)} cells {normed_better} better, {normed_worse} worse; left alone.",
+        f"- **Of ten further nets**, {len(more)} cells, {more_better} are better and {len(harmed)} worse: "
+        f"{'; '.join(harmed)}.",
         f"- **The course's model at its rate**: of {seeds} seeds {ours} diverge, from Kaiming's start {theirs}; the rest reach "
         f"{accuracy:.3f} and {kaiming:.3f}.",
         f"- **A rate too high stays too high**: {ends} nans in {len(nan)} cells where PyTorch's start stays at "
