@@ -133,16 +133,24 @@ def test_data_that_is_missing_is_one_line_and_status_one(no_data, monkeypatch, t
 def stand_in(tmp_path):
     """Starts the demo with a torch of the test's own making: stand_in(source of its __init__.py, *arguments)."""
 
+    started = []
+
     def start(source, *arguments):
         (tmp_path / "torch").mkdir()
         (tmp_path / "torch" / "__init__.py").write_text(source)
         paths = os.pathsep.join((str(tmp_path), str(Path(lsuvcb.__file__).parents[1])))
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "lsuvcb", *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}, cwd=tmp_path,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would ignore it
         )  # fmt: skip
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 REFUSES = "raise AssertionError('torch was imported')"

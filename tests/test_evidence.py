@@ -59,6 +59,17 @@ def test_default_call_harms_no_cell_and_reaches_the_depths(study):
     assert all(found >= wanted for found, wanted in zip(depths, (50, 100, 50), strict=True))
 
 
+def test_result_that_is_known_is_not_run_again(study, tmp_path):
+    file, runs = tmp_path / "some.jsonl", []
+    for _ in range(2):  # the second time from the file
+        results = study["results"].Results(file)
+        assert results.of({"part": "x", "seed": 1}, lambda: runs.append("one") or 0.5) == 0.5
+        assert results.of({"seed": 2, "part": "x"}, lambda: runs.append("two")) is None
+    assert runs == ["one", "two"]
+    assert [row["found"] for row in results.select(seed=2)] == [None]
+
+
+@pytest.mark.slow
 def test_results_are_gone_on_with_and_not_run_again(study, tmp_path):
     harm, file = study["harm"], tmp_path / "some.jsonl"
     harm.run(study["results"].Results(file), "logistic regression", "SGD", quick=True)
