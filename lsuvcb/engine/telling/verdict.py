@@ -63,13 +63,17 @@ class Found(NamedTuple):
 
 def trouble(layers: Sequence[LayerSurvey]) -> Found | None:
     """What will keep the net from training: the first that holds of the rules in `Survey.verdict`; None where none does."""
-    for layer in layers:
-        if not math.isfinite(layer.std):
-            return Found(f"not finite from {layer.name!r} on", "exploding")
+    if (found := _not_finite(layers)) is not None:
+        return found
     alive = [layer for layer in layers if layer.std > 0]
     if not alive:
         return Found("every output is constant", "nothing passes")
     return _forward(alive) or _backward(alive)
+
+
+def _not_finite(layers: Sequence[LayerSurvey]) -> Found | None:
+    first = next((layer.name for layer in layers if not math.isfinite(layer.std)), None)
+    return None if first is None else Found(f"not finite from {first!r} on", "exploding")
 
 
 def _forward(layers: Sequence[LayerSurvey]) -> Found | None:
@@ -100,9 +104,8 @@ def _backward(layers: Sequence[LayerSurvey]) -> Found | None:
 
 def signal_by_depth(layers: Sequence[LayerSurvey]) -> Found:
     """How the signal goes through the net, whether that keeps it from training or not."""
-    for layer in layers:
-        if not math.isfinite(layer.std):
-            return Found(f"not finite from {layer.name!r} on", "exploding")
+    if (found := _not_finite(layers)) is not None:
+        return found
     alive = [layer for layer in layers if layer.std > 0]
     if not alive:
         return Found("every output is constant", "no scale gives it a spread; look at the inputs and the first layer")
