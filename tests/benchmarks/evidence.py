@@ -2,7 +2,7 @@
 
     pip install -e '.[bench]' && python tests/benchmarks/evidence.py --quick
 
-runs the quick form (half an hour on two cores); without --quick the whole one (hours, which a later run goes on with). Name
+runs the quick form (half an hour on two quiet cores); without --quick the whole one (hours, which a later run goes on with). Name
 parts to run these alone. Each run is one JSON line in the results file, and what stands there is not run again; --tables
 prints the tables that are made of it.
 """
@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # one run, one core
+if __name__ in ("__main__", "__mp_main__"):  # the command and its workers: one run, one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from study import cost, frontier, harm, headline, paper_table, tables, verdict
