@@ -2,7 +2,7 @@
 
     pip install -e '.[bench]' && python tests/benchmarks/evidence.py --quick
 
-runs the quick form (half an hour on two quiet cores); without --quick the whole one (hours, which a later run goes on with). Name
+runs the quick form (within an hour on two cores); without --quick the whole one (hours, which a later run goes on with). Name
 parts to run these alone. Each run is one JSON line in the results file, and what stands there is not run again; --tables
 prints the tables that are made of it.
 """
