@@ -152,6 +152,17 @@ def test_survey_gradient_comes_back_through_checkpoints(use_reentrant, undisturb
     assert found.silent == ""
 
 
+def test_survey_gradient_comes_back_where_every_layer_is_inside_a_reentrant_checkpoint():
+    def run(net, x):
+        return checkpoint(lambda x: net.head(torch.tanh(net.first(x))), x, use_reentrant=True)
+
+    net, x = Net(run, first=nn.Linear(8, 8), head=nn.Linear(8, 2)), torch.randn(64, 8, requires_grad=True)
+    found = survey(net, x, loss=torch.sum)
+    assert all(row.gradient for row in found.layers)
+    assert x.grad is None
+    assert all(p.grad is None for p in net.parameters())
+
+
 def test_survey_gradient_reaches_frozen_layers():
     plain, net, x = deep(), deep(), torch.randn(64, 8)
     net.load_state_dict(plain.state_dict())

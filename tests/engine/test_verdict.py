@@ -162,5 +162,12 @@ def test_survey_after_lsuv_does_not_advise_lsuv():
     assert "lsuv_ would help" not in survey(net, x).verdict
 
 
+@pytest.mark.parametrize("depth", [10, 50])
+def test_survey_after_lsuv_at_another_std_than_one_does_not_promise_one(depth):
+    net, x = deep(nn.Tanh, depth)
+    lsuv_(net, x, std={str(len(net) - 1): "leave", "*": 0.6})
+    assert "its scale is level already; little to gain from lsuv_" in survey(net, x).verdict
+
+
 def test_survey_of_one_layer_is_a_sentence():
     assert survey(linear(2), column(-1.0, 1.0)).verdict.startswith("std 2 over 1 layer: ")

@@ -158,7 +158,7 @@ class Look(Measure):
             for weight in [w for w, taps in self.taps.items() if any(tap.waits for tap in taps)]:
                 hooks.callback(weight.module.register_forward_hook(partial(self._hang_again, weight)).remove)
             try:
-                if self.accumulates:
+                if self.accumulates or not self._starts:  # every layer is inside a checkpoint, or writes in place
                     torch.autograd.backward(scalar)
                 else:
                     torch.autograd.grad(scalar, self._starts, allow_unused=True)

@@ -148,6 +148,8 @@ def says(layers: Sequence[LayerSurvey]) -> str:
         return f"{signal.what}: near unit variance; little to gain from lsuv_"
     if not can:
         return f"{signal.what}: steady; lsuv_ would leave it as it is"
+    if _is_level([layer.std for layer in can]):
+        return f"{signal.what}: steady, and its scale is level already; little to gain from lsuv_"
     return f"{signal.what}: steady, but not unit variance; lsuv_ sets it to 1"
 
 

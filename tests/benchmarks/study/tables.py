@@ -240,7 +240,8 @@ def sentences(results: Results) -> str:
     )
     lines = (
         f"- **Deep nets without norms gain**: of {len(deep)} cells of five layers and more {better} are better, {worse} worse.",
-        f"- **Nets with norms do not**: of {len(normed)} cells {normed_better} better, {normed_worse} worse; left alone.",
+        f"- **Nets with norms do not**: of {len(normed)} cells {normed_better} better, {normed_worse} worse; a layer "
+        "right before a norm is left alone.",
         f"- **Of ten further nets**, {len(more)} cells, {more_better} are better and {len(harmed)} worse: "
         f"{'; '.join(harmed)}.",
         f"- **The course's model at its rate**: of {seeds} seeds {ours} diverge, from Kaiming's start {theirs}; the rest reach "
