@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..engine.measuring.moments import flat
-from ..engine.ranks import group_of, local
+from ..engine.ranks import local, ranks_of
 from ..engine.select import unwrap
 
 # In the module's __dict__, not in its state: a deep copy or a pickle of a trained model carries it on, a state_dict does not.
@@ -54,12 +54,12 @@ def has_changed(model: nn.Module) -> bool:
     """Has any parameter other values than right after the initialisation? The same answer on every rank of the model's group."""
     before, now = past_of(model).sample, sample_of(model)
     changed = before is not None and not torch.equal(before, now)
-    group = group_of(model, None)
-    if group is None:
+    ranks = ranks_of(model)
+    if ranks is None:
         return changed
     device = next((local(p).device for p in model.parameters()), torch.device("cpu"))
     votes = torch.tensor(float(changed), device=device)
-    torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX, group=group)
+    ranks.max_(votes)
     return bool(votes)
 
 

@@ -35,7 +35,7 @@ from .passes.look import Loss
 from .passes.measure import InputMoments
 from .passes.plan import GIVEN, Goals, Orthonormal, Plan, Std
 from .passes.runner import Runner
-from .ranks import agree, group_of
+from .ranks import ranks_of
 from .select import Selector
 from .telling.report import LSUVReport
 from .telling.rows import Row, no_layers, rows_of, surveyed, warn_if_missed, with_ties
@@ -61,7 +61,7 @@ def lsuv_(
     max_iters: int = 20,
     forward: Forward | None = None,
     generator: torch.Generator | None = None,
-    group: Group = None,
+    group: dist.ProcessGroup | None = None,
     verify: bool = True,
     mask: Any = None,
 ) -> LSUVReport:
@@ -75,12 +75,13 @@ def lsuv_(
     Args:
         model: any nn.Module with its values in place, on any device, in any mode, compiled or wrapped.
         batch: one batch of inputs as training sees them, a hundred samples or more for a good estimate: a tensor, a
-            tuple or list of positional arguments, a mapping of keywords, or whatever `forward` takes.
-        recipe: the values of `measure`, `std`, `mean` and `orthonormal` that are not given:
+            tuple or list of positional arguments, a mapping of keywords, a TensorDict, or whatever `forward` takes.
+        recipe: the values of `measure`, `std`, `mean` and `orthonormal`
+            that are not given:
 
-            "balanced"   "layer", "auto", None, "delta"      a start that trains
-            "paper"      "layer", 1, None, True              Algorithm 1 of the paper
-            "course"     "activation", 1, 0, False           the fast.ai course's lesson
+                "balanced"   "layer", "auto", None, "delta"      a start that trains
+                "paper"      "layer", 1, None, True              Algorithm 1 of the paper
+                "course"     "activation", 1, 0, False           the fast.ai course's lesson
 
         measure: "layer": the layer's own output, before its activation. "activation": the output of the elementwise
             activation that takes the layer's output directly; at the layer where none does.
@@ -103,8 +104,9 @@ def lsuv_(
         max_iters: most evaluations of a layer that has no closed form, >= 1.
         forward: called as forward(model, batch) to run the model; None: see `batch`.
         generator: draws the orthonormal weights; None: torch's global CPU generator.
-        group: moments are summed over the ranks of this process group; all of them must call, with equal weights. None:
-            the group of a DDP or FSDP2 model; any other model is this process's own, and nothing is communicated.
+        group: moments are summed over the ranks of this process group; all of them must call, with equal weights. None: the group
+            of a DDP model. The ranks of the meshes that hold parameters in shards (FSDP2, tensor parallel) are summed over in any
+            case. Any other model is this process's own, and nothing is communicated.
         verify: measure every layer before and after with a pass of its own (3 passes in all); False: 1 pass. Models that use
             a weight several times, or an output in ways that show late, take more.
         mask: which values of an output count (padded positions do not): a boolean tensor over the leading dimensions (batch,
@@ -117,7 +119,7 @@ def lsuv_(
     Raises:
         ValueError, TypeError: an argument out of its range, a batch that the model cannot take.
         NoLayersError: no weight at work was found or selected.
-        LSUVError: non-finite outputs, a model on the meta device, a ScriptModule.
+        LSUVError: non-finite outputs, a model on the meta device, a ScriptModule, one that DeepSpeed's ZeRO has in its hands.
         Whatever the model itself raises. After any exception, Ctrl-C too, all weights are bit for bit what they were.
 
     Warns:
@@ -146,9 +148,9 @@ def lsuv_(
     started = time.perf_counter()
     plan = Plan.of(
         recipe=recipe, measure=measure, std=std, mean=mean, orthonormal=orthonormal, layers=layers, activations=activations,
-        tol=tol, max_iters=max_iters, generator=generator, mask=mask, group=group,
+        tol=tol, max_iters=max_iters, generator=generator, mask=mask,
     )  # fmt: skip
-    run = Runner(model, batch, forward, group_of(model, group), mask)
+    run = Runner(model, batch, forward, ranks_of(model, group), mask)
     plan = replace(plan, group=run.group)
     if run.group is None and is_one_sample(batch):
         said = "the batch holds one sample, whose std tells little of the others'; take a hundred or more."
@@ -241,14 +243,14 @@ def _draws(generator: torch.Generator | None, group: Group) -> torch.Generator:
     """The generator of the orthonormal draw: a copy, so that dropout draws the same in every pass; the first rank's."""
     source = generator or torch.default_generator
     state = source.get_state()
-    return torch.Generator(source.device).set_state(state if group is None else agree(state, group))
+    return torch.Generator(source.device).set_state(state if group is None else group.agree(state))
 
 
 def _advance(generator: torch.Generator | None, draws: torch.Generator, group: Group) -> None:
     """Move the generator on by the draw. Global ones differ from rank to rank, and only the first rank's was used."""
     if generator is not None:
         generator.set_state(draws.get_state())
-    elif group is None or dist.get_rank(group) == 0:
+    elif group is None or group.is_first:
         torch.set_rng_state(draws.get_state())
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 Selector = type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[nn.Module], bool] | Sequence[nn.Module | str]
 
-# What DDP, FSDP, torch.compile and activation checkpointing put between a name and its module. `module` counts only
-# under a parent of the types in `_is_parallel`: a net may have a child of that name.
+# What DDP, FSDP, torch.compile, activation checkpointing and Lightning's Fabric put between a name and its module. `module`
+# counts only under a parent of the types in `_is_parallel`: a net may have a child of that name.
 _MOST_NAMES = 10_000  # more than one for a module: blocks shared within shared blocks could have any number
-_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 
 def _is_parallel(module: nn.Module) -> bool:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
+import memory
 import pytest
 import torch
-from no_gpu import Waits, fake_cuda
+from no_gpu import Waits, fake_cuda, needs_fake_cuda_ops
 from paper import lsuv_
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from lsuvcb.engine.measuring import moments
 from lsuvcb.engine.solving import nonlinear
@@ -30,20 +29,7 @@ def wide_mlp() -> nn.Sequential:
 def peak(tmp_path: Path) -> Callable[[Callable[[], object]], int]:
     """Most bytes that a run holds at a time beyond what was there before; torch's allocator tells of every change."""
 
-    def measure(run: Callable[[], object]) -> int:
-        run()  # what is made once is made now
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-            run()
-        found.export_chrome_trace(str(tmp_path / "trace.json"))
-        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-        changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
-        held = most = 0
-        for _, change in changes:
-            held += change
-            most = max(most, held)
-        return most
-
-    return measure
+    return lambda run: memory.peak(run, tmp_path)
 
 
 def largest_output(model: nn.Module, x: torch.Tensor) -> int:
@@ -91,6 +77,7 @@ def test_peak_sees_a_copy_that_is_held(peak):
 # No GPU is needed to see where its host would wait
 
 
+@needs_fake_cuda_ops
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")
 @pytest.mark.filterwarnings("ignore::lsuvcb.engine.errors.InputScaleWarning")  # of the made-up values
 @pytest.mark.parametrize("options", [{}, {"mean": 0.0}, {"std": 2.0}], ids=str)
@@ -128,6 +115,7 @@ def test_waits_names_what_would_wait(case):
     assert (len(on_cuda.names), len(on_meta.names)) == (1, 1)
 
 
+@needs_fake_cuda_ops
 def test_waits_names_a_shape_that_depends_on_values():
     with fake_cuda() as waits, pytest.raises(RuntimeError):
         torch.ones(3).nonzero()

@@ -17,16 +17,31 @@ import pytest
 DATA = {"fashion_mnist": "FashionMNIST", "mnist": "MNIST"}
 PACKAGES = {
     "accelerate": "accelerate",
+    "build": "build",
+    "composer": "composer",
     "datasets": "datasets",
+    "diffusers": "diffusers",
     "digits": "sklearn",
+    "e3nn": "e3nn",
     "fastai": "fastai",
+    "ignite": "ignite",
+    "keras": "keras",
     "lightning": "lightning",
     "nbformat": "nbformat",
     "nbs": "nbclient",
+    "open_clip": "open_clip",
     "optuna": "optuna",
+    "peft": "peft",
+    "pytorch_forecasting": "pytorch_forecasting",
+    "segmentation_models_pytorch": "segmentation_models_pytorch",
+    "skorch": "skorch",
+    "tensorboard": "tensorboard",
     "timm": "timm",
+    "torch_geometric": "torch_geometric",
     "torchmetrics": "torchmetrics",
+    "torchrl": "torchrl",
     "transformers": "transformers",
+    "twine": "twine",
 }
 
 

@@ -6,13 +6,13 @@ import math
 from typing import NamedTuple, TypeAlias
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import LSUVError
+from ..ranks import Ranks
 from .moments import Moments
 
-Group: TypeAlias = "dist.ProcessGroup | None"
+Group: TypeAlias = "Ranks | None"
 _NOTHING = Moments(0.0, 0.0, 0.0, 0)  # of no values
 
 
@@ -23,7 +23,7 @@ class Pool(NamedTuple):
         number, name: of the layer whose output it is; the number is compared over the ranks, the name is for messages.
     """
 
-    group: dist.ProcessGroup
+    group: Ranks
     number: int = 0
     name: str = "the batch"
 
@@ -43,16 +43,16 @@ def pooled(here: Moments, device: torch.device, pool: Pool | None) -> Moments:
     total, together = _meet(n * mean, n, pool)
     mean_all, count = total[0] / total[1].clamp(min=1), total[1].clamp(min=1)
     squares = n * (std * std + (mean - mean_all) ** 2)
-    dist.all_reduce(squares, group=group)
+    group.sum_(squares)
     peak = peak.clone()
-    dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
+    group.max_(peak)
     std_all = (squares / count).sqrt()
     if device.type == "cpu":
         return Moments(mean_all.item(), std_all.item(), peak.item(), n)
     return Moments(mean_all, torch.where(together, std_all, math.nan), peak, n)
 
 
-def meet_at_the_end(device: torch.device, group: dist.ProcessGroup) -> None:
+def meet_at_the_end(device: torch.device, group: Ranks) -> None:
     """Wait for all ranks at the end of a pass. One that ran fewer layers would leave the others waiting at theirs."""
     pooled(_NOTHING, device, Pool(group, 0, "the end of the pass"))
 
@@ -63,7 +63,7 @@ def highest(value: int, pool: Pool | None) -> float:
         return value
     most = torch.tensor(float(value))
     _meet(most, 1, pool)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX, group=pool.group)
+    pool.group.max_(most)
     return most.item()
 
 
@@ -74,8 +74,8 @@ def _meet(value: Tensor, count: int, pool: Pool) -> tuple[Tensor, Tensor]:
     ranks have the same one.
     """
     total = torch.stack([value, *(torch.full_like(value, v) for v in (count, pool.number, pool.number**2))])
-    dist.all_reduce(total, group=pool.group)
-    together = total[3] * dist.get_world_size(pool.group) == total[2] ** 2
+    pool.group.sum_(total)
+    together = total[3] * pool.group.size == total[2] ** 2
     if total.device.type == "cpu" and not together:
         raise LSUVError(
             f"the ranks are at different layers, this one at {pool.name}: their moments cannot be pooled. Every rank must run "

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ..ranks import local, shard_as, whole
+from ..ranks import is_sharded, laid_out, layout_of, local
 from .computed import Computed
 
 
@@ -39,11 +39,15 @@ class Home(ABC):
 
     @abstractmethod
     def values(self) -> Tensor:
-        """All of them as they are now, on every rank; detached, and maybe the memory itself."""
+        """All of them as they are now, in shards where they lie so; detached, and maybe the memory itself."""
 
     @abstractmethod
     def takes(self, values: Tensor) -> bool:
         """Would these values come back if they were written? Tried, and put back."""
+
+    def part_of(self, values: Tensor) -> Tensor:
+        """What this rank needs of values that are equal on all ranks, to be handed to `changes`."""
+        return values
 
     @abstractmethod
     def changes(self, scale: float, start: Tensor | None = None) -> list[Change] | None:
@@ -57,13 +61,19 @@ class Held(Home):
         self.parameter = parameter
 
     def values(self) -> Tensor:
-        return whole(self.parameter.detach())
+        return self.parameter.detach()
 
     def takes(self, values: Tensor) -> bool:
         return True
 
     def changes(self, scale: float, start: Tensor | None = None) -> list[Change]:
-        return [Change(local(self.parameter), scale, None if start is None else local(shard_as(start, self.parameter)))]
+        part = None if start is None else local(laid_out(start, layout_of(self.parameter)))
+        return [Change(local(self.parameter), scale, part)]
+
+    def part_of(self, values: Tensor) -> Tensor:
+        if not is_sharded(self.parameter):
+            return values
+        return laid_out(values, layout_of(self.parameter)).clone()  # no view that keeps all of them
 
 
 class Derived(Home):

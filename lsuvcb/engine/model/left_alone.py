@@ -164,11 +164,6 @@ class NestedOutput(Reason):
 
 
 @dataclass(frozen=True)
-class SpreadOutput(Reason):
-    sentence = "its output is spread over ranks (tensor parallel)"
-
-
-@dataclass(frozen=True)
 class NotReal(Reason):
     sentence = "{what} is {of} ({dtype})"
     what: str

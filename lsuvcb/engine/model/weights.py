@@ -12,6 +12,7 @@ from ..errors import LSUVError
 from ..select import Selection, Selector, all_modules, module_names
 from .blocks import Block, is_block
 from .computed import Computed, computed_tensors
+from .deepspeed import has_a_copy, is_taken_away
 from .home import Derived, Held
 from .left_alone import ComputedBy, InsideBlock, NotSelected
 from .storage import Memory
@@ -105,8 +106,12 @@ def _full_names(paths: list[str], name: str) -> list[str]:
     return [path if path and name == "weight" else f"{path}.{name}" if path else name for path in paths]
 
 
-def refuse(model: nn.Module) -> None:
-    """LSUVError for a model that cannot be initialised at all: values that do not exist, code that cannot be seen."""
+def refuse(model: nn.Module, *, to_read: bool = False) -> None:
+    """LSUVError for a model that cannot be initialised at all: values that are not here, code that cannot be seen.
+
+    Args:
+        to_read: nothing will be written, so that values may have copies elsewhere.
+    """
 
     def named(module: nn.Module) -> str:
         path = next(path for path, m in model.named_modules() if m is module)
@@ -124,8 +129,22 @@ def refuse(model: nn.Module) -> None:
                 "torch.jit.script or torch.jit.trace."
             )
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
+            if parameter is None:
+                continue
+            if parameter.is_meta:
                 raise LSUVError(
                     f"parameter {name!r} of {named(module)} is on the meta device and has no values. Materialise the "
                     "model first: `model.to_empty(device=...)`, then load or initialise it."
+                )
+            if is_taken_away(parameter):
+                raise LSUVError(
+                    f"parameter {name!r} of {named(module)} has no values here: DeepSpeed's ZeRO stage 3 keeps them in parts. "
+                    "Gather them before deepspeed.initialize, on every rank: `with deepspeed.zero.GatheredParameters("
+                    "list(model.parameters()), modifier_rank=0): lsuv_(model, batch)`."
+                )
+            if has_a_copy(parameter) and not to_read:
+                raise LSUVError(
+                    f"parameter {name!r} of {named(module)} has a copy in DeepSpeed's ZeRO optimizer, whose first step would "
+                    "undo LSUV. Initialise before deepspeed.initialize, or before the trainer that calls it: "
+                    "`lsuv_(model, batch)`. No weight was changed."
                 )

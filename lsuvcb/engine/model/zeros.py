@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ranks import Ranks, is_sharded, layout_of, local, whole
 from ..tensors import starts_alive
 from .weight import Vector, Weight
 
@@ -26,10 +27,25 @@ def look_at_values(weights: Iterable[Weight]) -> None:
         found: dict[int, bool] = {}
         for device in {w.tensor.device for w in candidates}:
             here = [w for w in candidates if w.tensor.device == device]
-            found.update(zip(map(id, here), torch.stack([probe(w.home.values()) for w in here]).tolist(), strict=True))
+            flags = [probe(local(w.home.values())) for w in here]
+            found.update(zip(map(id, here), torch.stack(flags).tolist(), strict=True))
+        _share(candidates, found)
         candidates = [w for w in candidates if not found[id(w)]]
     for weight in candidates:
         weight.zero = True
+
+
+def _share(weights: list[Weight], found: dict[int, bool]) -> None:
+    """What any rank found of its part of a weight in shards, on all of them."""
+    spread: dict[Any, list[Weight]] = {}
+    for weight in weights:
+        if (layout := layout_of(weight.tensor)) is not None:
+            spread.setdefault(layout.mesh, []).append(weight)
+    for here in spread.values():
+        flags = torch.tensor([float(found[id(w)]) for w in here], device=here[0].tensor.device)
+        if (layout := layout_of(here[0].tensor)) is not None:
+            Ranks(layout.groups()).max_(flags)
+        found.update(zip(map(id, here), map(bool, flags.tolist()), strict=True))
 
 
 def _look_at_vectors(weights: list[Weight]) -> None:
@@ -39,7 +55,7 @@ def _look_at_vectors(weights: list[Weight]) -> None:
     rows: dict[torch.device, list[Tensor]] = {}
     order: dict[torch.device, list[Weight]] = {}
     for (_, _, device), group in alike.items():
-        values = torch.stack([w.tensor for w in group]).flatten(1)
+        values = torch.stack([whole(w.tensor) for w in group]).flatten(1)
         low, high = values.aminmax(dim=1)
         found = torch.stack([values.square().mean(1), torch.maximum(-low, high), (low == high).to(values.dtype)], 1)
         rows.setdefault(device, []).append(found.float())
@@ -59,7 +75,7 @@ def _is_alive(values: Tensor) -> Tensor:
 
 def _may_be_bias(tensor: Tensor) -> bool:
     flat = tensor.ndim > 0 and max(tensor.shape) == tensor.numel()  # (1, channels, 1, 1) counts
-    plain = flat and type(tensor) is nn.Parameter and tensor.layout == torch.strided
+    plain = flat and (type(tensor) is nn.Parameter or is_sharded(tensor)) and tensor.layout == torch.strided
     return plain and tensor.is_floating_point() and tensor.element_size() > 1 and 0 < tensor.numel() <= _LONGEST
 
 

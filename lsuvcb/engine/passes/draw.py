@@ -69,9 +69,13 @@ class Draws:
     def begin(self, output: Output) -> None:
         """Draw a layer whose op has run, where it was not: the op runs a second time."""
         if output not in self.starts and (start := self.draw(output.use)) is not None:
-            self.starts[output] = start
-            self.repeat(output)
+            output.y.copy_(output_of(self.run(output.use, start)))
+            self.keep(output, start)
             output.renew()
+
+    def keep(self, output: Output, start: Tensor) -> None:
+        """Remember the draw that an output comes from: this rank's part of it."""
+        self.starts[output] = output.use.weight.home.part_of(start)
 
     def repeat(self, output: Output) -> None:
         """Give the output of a layer that was drawn the values that its draw gives, with a bias that came later."""

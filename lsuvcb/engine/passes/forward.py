@@ -19,16 +19,23 @@ Forward = Callable[[nn.Module, Any], Any]
 
 
 def default_forward(model: nn.Module, batch: Any) -> Any:
-    """model(**batch) for a mapping, model(*batch) for a tuple or list, else model(batch).
+    """model(**batch) for a mapping of keywords, model(*batch) for a tuple or list, else model(batch).
 
-    DDP and DataParallel are left aside: this process alone runs its own replica.
+    DDP and DataParallel are left aside: this process alone runs its own replica. What Lightning's Fabric wraps around a model
+    is not: it casts the inputs and opens autocast, as in training.
     """
-    model = unwrap(model)
-    if isinstance(batch, Mapping):
+    if "_forward_module" not in model._modules:
+        model = unwrap(model)
+    if _is_keywords(batch):
         return model(**batch)
     if isinstance(batch, (tuple, list)):
         return model(*batch)
     return model(batch)
+
+
+def _is_keywords(batch: Any) -> bool:
+    """Is it a mapping from a forward's keywords? One whose type has a batch size (a TensorDict) is an argument itself."""
+    return isinstance(batch, Mapping) and not hasattr(type(batch), "batch_size")
 
 
 def check_model(model: Any, batch: Any, name: str) -> None:
@@ -105,16 +112,12 @@ def _has_no_rows(tensor: Tensor) -> bool:
 
 def _check_arguments(model: nn.Module, batch: Any) -> None:
     inner = unwrap(model)
-    keywords = dict(batch) if isinstance(batch, Mapping) else {}
-    positional = list(batch) if isinstance(batch, (tuple, list)) else [] if isinstance(batch, Mapping) else [batch]
+    keywords = dict(batch) if _is_keywords(batch) else {}
+    positional = list(batch) if isinstance(batch, (tuple, list)) else [] if _is_keywords(batch) else [batch]
     try:
         inspect.signature(inner.forward).bind(*positional, **keywords)
     except TypeError as error:
-        given = (
-            f"the keywords {sorted(keywords)}"
-            if isinstance(batch, Mapping)
-            else f"{len(positional)} positional arguments"
-        )
+        given = f"the keywords {sorted(keywords)}" if _is_keywords(batch) else f"{len(positional)} positional arguments"
         raise TypeError(
             f"{type(inner).__name__}.forward does not take this batch, a {type(batch).__name__} given as {given} ({error}). "
             "For a loader's (inputs, targets) pair write `lsuv_(model, xb)`; "

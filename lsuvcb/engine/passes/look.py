@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..measuring.moments import Number, moments
+from ..measuring.pool import pooled
 from ..model.left_alone import Head, NormBehind
 from ..model.weight import Weight
 from ..model.weights import Weights
-from ..ranks import is_sharded, whole
+from ..ranks import Ranks, whole
 from ..seeing.activations import Activations
 from ..seeing.behind import Behind
 from ..seeing.follow import Facts
@@ -52,7 +53,7 @@ class Tap:
 
     def _note(self, gradient: Tensor) -> None:
         wide = torch.float32 if gradient.device.type == "mps" else torch.float64
-        self.norm = torch.linalg.vector_norm(gradient.detach(), dtype=wide)
+        self.norm = whole(torch.linalg.vector_norm(gradient.detach(), dtype=wide))
 
 
 class Look(Measure):
@@ -97,7 +98,7 @@ class Look(Measure):
     def run(self, use: Use) -> Any:
         given = [id(t) for t in (*use.args, *use.kwargs.values()) if isinstance(t, Tensor)]
         result = use.run()
-        y = output_of(result)
+        y = result[0] if isinstance(result, (tuple, list)) else result
         tapped = self._tap(use.weight, y, can_replace=id(y) not in given)
         if tapped is y:
             return result
@@ -118,19 +119,19 @@ class Look(Measure):
             self.leave(weight, NormBehind())
         taps = self.taps.get(weight)
         if taps and (output.kernel or read is not output.y):
-            taps[len(self.found[weight]) - 1].std = moments(output.y).std
+            here, pool = moments(output.y), weight.pool(self.group or output.use.sharers)
+            taps[len(self.found[weight]) - 1].std = pooled(here, output.y.device, pool).std
 
     @torch.no_grad()
-    def note(self, weight: Weight, y: Tensor, bare: Tensor | None = None) -> None:
-        super().note(weight, y, bare)
+    def note(self, weight: Weight, y: Tensor, bare: Tensor | None = None, sharers: Ranks | None = None) -> None:
+        super().note(weight, y, bare, sharers)
 
     def _tap(self, weight: Weight, y: Tensor, can_replace: bool) -> Tensor:
         if not self.is_measured(y):
             return y
         tap = Tap(sum(map(len, self.taps.values())))
         self.taps.setdefault(weight, []).append(tap)
-        hidden = is_sharded(y) or torch._C._functorch.is_functorch_wrapped_tensor(y)
-        if not torch.is_grad_enabled() or hidden:
+        if not torch.is_grad_enabled() or torch._C._functorch.is_functorch_wrapped_tensor(y):
             return y
         if can_replace:
             start = y.new_zeros((), requires_grad=True)

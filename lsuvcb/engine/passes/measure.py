@@ -14,6 +14,7 @@ from ..measuring.pool import Group, Pool, pooled
 from ..model.blocks import output_tensor
 from ..model.weight import Weight
 from ..model.weights import Weights
+from ..ranks import Ranks
 from ..seeing.activations import Activations
 from ..seeing.behind import Behind
 from ..seeing.follow import Facts, Follow
@@ -37,10 +38,12 @@ class Found:
 
     __slots__ = ("balance", "bare", "moments", "signal")
 
-    def __init__(self, found: Moments, rows: Tensor | None, bare: Moments | None, whole: bool) -> None:
+    def __init__(
+        self, found: Moments, rows: Tensor | None, bare: Moments | None, whole: bool, sharers: Ranks | None
+    ) -> None:
         self.moments, self.bare = found, bare
-        self.signal = None if rows is None else _signal_of(rows, whole)
-        self.balance = None if rows is None else _balance_of(rows, whole)
+        self.signal = None if rows is None else _signal_of(rows, whole, sharers)
+        self.balance = None if rows is None else _balance_of(rows, whole, sharers)
 
 
 class Measure(Follow):
@@ -95,17 +98,25 @@ class Measure(Follow):
         activation, use = behind.activation, output.use
         if activation is not None and self.behind:
             output.behind_activation = True
-            self.note(use.weight, activation(output.y.clone()))
+            self.note(use.weight, activation(output.y.clone()), sharers=use.sharers)
             return
         image = output.measured(read, by_activation=activation is not None)
         output.behind_activation = activation is not None and image is not output.images[0]
         kept = keeps_bias(use, mean_moves=False)
-        self.note(use.weight, image.tensor, output.without(use.spread_bias(), image) if kept else None)
+        bare = output.without(use.spread_bias(), image) if kept else None
+        self.note(use.weight, image.tensor, bare, use.sharers)
 
-    def note(self, weight: Weight, y: Tensor, bare: Tensor | None = None) -> None:
-        without = None if bare is None else self._moments(weight, bare)
+    def note(self, weight: Weight, y: Tensor, bare: Tensor | None = None, sharers: Ranks | None = None) -> None:
+        """Measure an output.
+
+        Args:
+            bare: its values without a bias that may be kept.
+            sharers: the ranks that hold other parts of it.
+        """
+        pool = weight.pool(self.group or sharers)
+        without = None if bare is None else self._moments(weight, bare, pool)
         self.found.setdefault(weight, []).append(
-            Found(self._moments(weight, y), self._samples(weight, y), without, self.counted.all)
+            Found(self._moments(weight, y, pool), self._samples(weight, y), without, self.counted.all, sharers)
         )
 
     def _samples(self, weight: Weight, y: Tensor) -> Tensor | None:
@@ -115,9 +126,9 @@ class Measure(Follow):
         rows = self.counted.samples(weight.name, y).flatten(1)
         return rows if rows.dtype == torch.float64 else rows.float()
 
-    def _moments(self, weight: Weight, y: Tensor) -> Moments:
+    def _moments(self, weight: Weight, y: Tensor, pool: Pool | None) -> Moments:
         counted = self.counted.select(weight.name, y)
-        return pooled(moments(counted), counted.device, weight.pool(self.group))
+        return pooled(moments(counted), counted.device, pool)
 
     def read(self, kept: Container[Weight] = ()) -> dict[Weight, list[Measured]]:
         """Std, mean and signal of each use, read from each device once.
@@ -138,22 +149,33 @@ class Measure(Follow):
         return result
 
 
-def _signal_of(rows: Tensor, whole: bool) -> Number:
+def _signal_of(rows: Tensor, whole: bool, sharers: Ranks | None) -> Number:
     """The root mean square over all features of each one's std over the samples.
 
     Args:
         whole: all values count; else those that do not are NaN.
+        sharers: the ranks that hold other features of the same samples.
     """
     if whole:  # on a CPU torch.var over the first dimension takes several times as long
         apart = (rows - rows.mean(0)).flatten()
-        return (apart.dot(apart) / apart.numel()).sqrt()
-    variances = (rows - rows.nanmean(0)).square().nanmean(0)
-    return variances.nanmean().sqrt()
+        square = apart.dot(apart) / apart.numel()
+    else:
+        square = (rows - rows.nanmean(0)).square().nanmean(0).nanmean()
+    if sharers is not None:
+        sums = torch.stack([square * rows.shape[1], torch.full_like(square, rows.shape[1])])
+        sharers.sum_(sums)
+        square = sums[0] / sums[1]
+    return square.sqrt()
 
 
-def _balance_of(rows: Tensor, whole: bool) -> Number:
+def _balance_of(rows: Tensor, whole: bool, sharers: Ranks | None) -> Number:
     """The median of the samples' root mean squares over the root mean square of these; 1 where all are zero."""
-    sizes = torch.linalg.vector_norm(rows, dim=1) if whole else rows.square().nanmean(1).sqrt()
+    if sharers is not None:
+        squares = rows.square().nansum(1)
+        sharers.sum_(squares)
+        sizes = squares.sqrt() if whole else squares.sqrt().masked_fill(rows.isnan().all(1), torch.nan)
+    else:
+        sizes = torch.linalg.vector_norm(rows, dim=1) if whole else rows.square().nanmean(1).sqrt()
     if not whole:
         sizes = sizes[~sizes.isnan()]
     middle = sizes.sort().values[[(len(sizes) - 1) // 2, len(sizes) // 2]].mean()

@@ -11,6 +11,7 @@ from ..errors import LSUVError
 from ..measuring.moments import moments
 from ..measuring.pool import Group, pooled
 from ..model.weight import Weight
+from ..ranks import whole
 from ..seeing.use import Use, no_real_values
 from ..solving.solution import Solution
 
@@ -18,7 +19,7 @@ from ..solving.solution import Solution
 def count_non_finite(tensors: list[Tensor]) -> tuple[int, int]:
     """How many values of the floating tensors are NaN or infinite, and how many there are."""
     floats = [t for t in tensors if torch.is_floating_point(t) or t.is_complex()]
-    return sum(int((~torch.isfinite(t)).sum()) for t in floats), sum(t.numel() for t in floats)
+    return sum(int(whole((~torch.isfinite(t)).sum())) for t in floats), sum(t.numel() for t in floats)
 
 
 def check_values(dropped: Solution) -> None:

@@ -12,6 +12,7 @@ from ..measuring.moments import Moments
 from ..measuring.pool import Pool, highest
 from ..model.left_alone import AllZero, BiasIsComputed, BiasUsedEarlier, Empty, Frozen, Reason, UsedEarlier
 from ..model.weight import Weight
+from ..ranks import whole
 from ..seeing import ops
 from ..seeing.provenance import Trail
 from ..seeing.use import Use
@@ -69,7 +70,10 @@ def keeps_bias(use: Use, *, mean_moves: bool) -> bool:
 
 
 def _is_beyond_weights(largest: float, use: Use) -> bool:
-    weights = float(use.source.replay(use.weight.home.values()).abs().max())
+    values = use.weight.home.values()
+    if use.source.scaled:  # views, and what lies in shards, are as large either way
+        values = use.source.replay(values)
+    weights = float(whole(values.abs().max()))
     return weights <= (1 + 1e-6) / math.sqrt(use.fan_in) or largest > 2 * weights
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from ..errors import LSUVError
 from ..keeping.gradients import gradients_kept
@@ -57,7 +57,7 @@ class Runner:
         if forward is not None and not callable(forward):
             raise TypeError(f"`forward` must be callable as forward(model, batch), got {forward!r}.")
         check_model(model, batch, name)
-        refuse(model)
+        refuse(model, to_read=name == "survey")
         check_batch(model, batch, forward, pooled=group is not None)
         self.model, self.batch, self.forward, self.group = model, batch, forward or default_forward, group
         self.counted = Counted(mask, batch)
@@ -176,7 +176,7 @@ class Runner:
 
     def _materialise(self) -> None:
         """Lazy modules get their parameters from a first pass; what it counted and drew is put back."""
-        lazy = [m for m in all_modules(self.model) if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]
+        lazy = [m for m in all_modules(self.model) if _has_lazy(m)]
         if not lazy:
             return
         with undisturbed(self.model, self.batch) as snapshot:
@@ -184,3 +184,8 @@ class Runner:
         for module in lazy:
             if isinstance(module, _NormBase):
                 module.reset_running_stats()
+
+
+def _has_lazy(module: nn.Module) -> bool:
+    """Has one of its own parameters or buffers no values yet? torch_geometric's lazy modules are not of torch's class."""
+    return any(t is not None and is_lazy(t) for t in (*module._parameters.values(), *module._buffers.values()))

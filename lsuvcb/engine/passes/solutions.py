@@ -101,7 +101,7 @@ class Solutions:
         """Run a later use of a weight that is solved, or of one that is left alone whose bias may be solved."""
         if use.bias is not None:
             self._settle_now(use.bias)
-        return self._run(use)
+        return use.taken(self._run(use))
 
     def renew_others(self, use: Use) -> None:
         """Give an op the new values of the parameters that it takes beside its weight and its bias."""

@@ -102,7 +102,7 @@ class Solve(Follow):
             raise non_finite(use, y, self.last, pooled=self.plan.group is not None)
         output = Output(use, y)
         if start is not None:
-            self.draws.starts[output] = start
+            self.draws.keep(output, start)
         self.follow(output)
         return result, output
 

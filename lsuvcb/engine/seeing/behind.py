@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..ranks import on_shards
 from ..tensors import tensors_of
 from . import ops
 from .activations import Activations, Elementwise, is_function_of
@@ -77,17 +78,17 @@ def what_reads(
         return Behind(why, op.plain)
     if second_reader:
         return Behind(f"{why}, and to another op beside it", op.plain)
-    activation = _activation(output, image, call, inside)
+    activation = _activation(output, tensor, image, call, inside)
     if inside is not None and not (is_of_one_op(inside.module) or _is_elementwise(activation, output)):
         return Behind(f"{type(inside.module).__name__} is not elementwise", op.plain)
     return Behind(why, op.plain, activation)
 
 
-def _activation(output: Output, image: Image, call: Call, inside: Inside | None) -> Elementwise:
+def _activation(output: Output, tensor: Tensor, image: Image, call: Call, inside: Inside | None) -> Elementwise:
     of: nn.Module | Call = call
-    function, before = call.on(image.tensor), image.of
+    function, before = on_shards(call.on(tensor), tensor), image.of
     if inside is not None:
-        of, function = inside.module, inside.module.forward
+        of, function = inside.module, on_shards(inside.module.forward, inside.tensor)
         at_door = output.image(inside.tensor)
         before = at_door.of if at_door is not None else before
     assert before is not None

@@ -19,6 +19,7 @@ from ..model.left_alone import (
 )  # fmt: skip
 from ..model.weight import Weight
 from ..model.weights import Weights
+from ..ranks import local
 from ..tensors import tensors_of
 from . import ops
 from .call import Call
@@ -28,6 +29,7 @@ from .provenance import OF_BATCH, Made, Source, Trace, Trail
 from .structure import branch_of
 from .transforms import inside_transform
 from .use import Use
+from .written import note_written
 
 
 class Eye(TorchFunctionMode):
@@ -129,7 +131,9 @@ class Eye(TorchFunctionMode):
             return
         if len(call.traces) == 1 and trace.mixed is not None and (call.op.views or call.op.plain in ops.SUMS):
             mixed = trace.mixed.through(call.on(tensor))
-        self.trail.tag(result, Trace(None, output, above, nearest, branches, of_batch, mixed))
+        trace = Trace(None, output, above, nearest, branches, of_batch, mixed)
+        self.trail.tag(result, trace)
+        note_written(call, trace, self.trail)
 
     # Weights
 
@@ -172,10 +176,11 @@ class Eye(TorchFunctionMode):
             above |= trace.above
             use.reads_batch = use.reads_batch or trace.of_batch
         result, output = self.at_work(use)
-        if output is None or output.y is not result:
+        if output is None or output.y is not local(result):
             self.trail.tag(result, Trace(None, None, above, own))
         if output is not None:
             self.trail.tag(output.y, Trace(None, output, above, own))
+        note_written(call, Trace(None, None, above, own), self.trail)
         for _, source in call.sources:  # attention's packed in_proj, a parameter that is the weight's input
             self.trail.meet(source.weight, call.op.name)
         return result
@@ -186,13 +191,13 @@ class Eye(TorchFunctionMode):
 
     def _other(self, call: Call, carry: Callable[[Any], Any] | None) -> Any:
         result = self.elsewhere(call)
-        if not tensors_of(result):  # a look at a size, a flag or a value; no use
+        if not tensors_of(result) and not call.op.writes:  # a look at a size, a flag or a value; no use
             return result
         for _, source in call.sources:
             if source.product:
                 self.leave(source.weight, ProductOfTwo(source.product))
             self.trail.meet(source.weight, call.op.name)
-        if (made := made_in(call, result, self.trail)) is not None:
+        if result is not None and (made := made_in(call, result, self.trail)) is not None:
             self.trail.tag(result, Trace(made))
         else:
             self._tag(result, call, carry)

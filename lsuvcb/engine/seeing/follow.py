@@ -12,6 +12,7 @@ from ..model.left_alone import Generates
 from ..model.off_target import Apart
 from ..model.weight import Weight
 from ..model.weights import Weights
+from ..ranks import local
 from ..tensors import tensors_in
 from . import ops
 from .activations import Activations
@@ -224,16 +225,16 @@ class Follow(Eye):
         if not isinstance(result, Tensor) or not result.is_floating_point():
             self._settle(output, output.y, Behind("its output is cast to another type"))
             if isinstance(result, Tensor) and step.of is not None:
-                result.copy_(step.of(step.parent.tensor))
+                local(result).copy_(step.of(step.parent.tensor))
             return None
         output.kernel = output.kernel or step.kernel
-        output.add(result, step.parent, step.of, step.factor, product=bool(step.kernel))
+        output.add(local(result), step.parent, step.of, step.factor, product=bool(step.kernel))
         return output
 
     def _add_bias(self, output: Output, call: Call, source: Any, used_by: str, result: Tensor) -> Any:
-        function, first = call.func, call.args[0] is output.y
+        function, first = call.func, local(call.args[0]) is output.y
         output.use.take_bias(source, None, function if first else lambda values, bias: function(bias, values))
-        output.replace(result)
+        output.replace(local(result))
         self.bias_behind(output, used_by)
         return output
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..model.weight import Weight
 from ..model.weights import Weights
+from ..ranks import local, parts_of
 from ..tensors import tensors_of
 from . import ops
 from .call import Call
@@ -56,7 +57,8 @@ def _makes_matrices(tensor: Tensor, trace: Trace, call: Call, weights: Weights) 
     shape = nearest[0].tensor.shape
     if 1 in tensor.shape[-2:]:  # a vector for each row may as well be attention's only query
         return []
-    return nearest if any(_reach_is_within(tensor, n) for n in {shape[0], shape[-1]}) else []
+    features = {n // parts for n in (shape[0], shape[-1]) for parts in parts_of(nearest[0].tensor)}
+    return nearest if any(_reach_is_within(local(tensor), n) for n in features) else []
 
 
 def _waits(trace: Trace, call: Call) -> bool:
@@ -88,7 +90,7 @@ def _is_matrices(tensor: Tensor, output: Output) -> bool:
     if y.ndim < 2 or image is None or image.of is None:
         return False
     dim = 1 if output.use.op.startswith("conv") else y.ndim - 1
-    if not _reach_is_within(tensor, y.shape[dim]):
+    if not _reach_is_within(local(tensor), y.shape[dim]):
         return False
     rows = torch.arange(y.numel() // y.shape[dim], device=y.device, dtype=torch.float32)
     of_row = image.of(rows.view([1 if i == dim else n for i, n in enumerate(y.shape)]).expand_as(y).contiguous())

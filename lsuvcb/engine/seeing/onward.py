@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..ranks import on_shards
 from .call import Call
 from .kernels import takes_for_kernel
 from .output import NUMBER, Function, Image, Output, factor_in, is_bias
@@ -40,7 +41,7 @@ def onward(call: Call, output: Output, tensor: Tensor, *, through_dropout: bool)
     image, op = output.image(tensor), call.op
     if image is None or not call.has(tensor):
         return None
-    of = call.on(tensor)
+    of = on_shards(call.on(tensor), tensor)
     if (op.views or _is_whole(call)) and call.args[0] is tensor:
         return Onward(image, of)
     if (bias := is_bias(call, output, tensor)) is not None:

@@ -61,7 +61,7 @@ KERNEL_AT = dict.fromkeys(("linear", *(n for n in LINEAR if "conv" in n)), 1)
 VIEWS = frozenset(
     "t T mT H transpose swapaxes swapdims movedim moveaxis permute adjoint view view_as reshape reshape_as flatten "
     "unflatten ravel squeeze unsqueeze contiguous clone detach alias data to type type_as float double half bfloat16 "
-    "requires_grad_ cpu cuda as_subclass expand expand_as broadcast_to repeat tile flip roll".split()
+    "requires_grad_ cpu cuda as_subclass expand expand_as broadcast_to repeat tile flip roll redistribute".split()
 )
 # Views and copies of a part of a weight.
 PARTS = frozenset("__getitem__ select narrow chunk split unbind index_select tensor_split split_with_sizes".split())

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ranks import local
 from ..tensors import tensors_of
 from . import ops
 from .call import Call
@@ -63,8 +64,9 @@ class Output:
         self.behind_activation = False
 
     def image(self, tensor: Tensor) -> Image | None:
+        part = tensor if type(tensor) is Tensor else local(tensor)
         for image in self.images:
-            if image.tensor is tensor:
+            if image.tensor is part:
                 return image
         return None
 
@@ -121,13 +123,15 @@ class Output:
 def is_bias(call: Call, output: Output, tensor: Tensor) -> Source | None:
     """The parameter that this op adds to the output of an op that has none; None for any other op."""
     use, sources = output.use, call.sources
-    if call.op.plain != "add" or tensor is not output.y or len(sources) != 1 or len(call.args) != 2 or call.kwargs:
+    if call.op.plain != "add" or local(tensor) is not output.y:
+        return None
+    if len(sources) != 1 or len(call.args) != 2 or call.kwargs:
         return None
     ((added, source),) = sources
     if use.bias is not None or use.obstacle is not None or source.part or source.weight is use.weight:
         return None
     wide = [size for size in added.shape if size > 1]
-    broadcasts = added.ndim <= output.y.ndim and torch.broadcast_shapes(added.shape, output.y.shape) == output.y.shape
+    broadcasts = added.ndim <= tensor.ndim and torch.broadcast_shapes(added.shape, tensor.shape) == tensor.shape
     return source if len(wide) <= 1 and broadcasts and added.ndim else None
 
 

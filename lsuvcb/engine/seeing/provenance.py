@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..model.weight import Weight
 from ..model.weights import Weights
-from ..ranks import fully_sharded
+from ..ranks import fully_sharded, is_sharded, laid_out, layout_of, local
 from ..tensors import has_repeats, tensors_in, tensors_of
+from .redistribution import Redistributions
 
 _TRACE = "_lsuvcb_trace"
 
@@ -50,6 +51,13 @@ class Source:
             self.weight, lambda values: function(replay(values)), self.part or part, self.scaled or scaled,
             self.product or product,
         )  # fmt: skip
+
+
+def source_of(weight: Weight, at_work: Tensor) -> Source:
+    """Of a parameter as the ops find it: what lies in shards elsewhere is given to them as this one lies."""
+    if not is_sharded(weight.tensor):
+        return Source(weight)
+    return Source(weight, partial(laid_out, layout=layout_of(at_work)))
 
 
 class Made:
@@ -108,13 +116,18 @@ class Trail:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.seen: dict[Weight, Seen] = {}
-        self._of_parameter = {key: Trace(Source(weight)) for key, weight in weights.by_id.items()}
+        self._of_parameter = {key: Trace(source_of(weight, weight.tensor)) for key, weight in weights.by_id.items()}
+        # of a DTensor the part that this rank holds carries the trace: `to_local` gives it, `from_local` takes it
+        self._in_parts = any(is_sharded(weight.tensor) for weight in weights.all)
+        self._redistributions = Redistributions() if self._in_parts else None
         self._tagged: list[weakref.ref[Tensor]] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def of(self, value: object) -> Trace | None:
         """The trace of a tensor; None of one that no op of this pass gave, and of anything else."""
         found = self._of_parameter.get(id(value))
+        if found is None and self._in_parts and isinstance(value, Tensor):
+            value = local(value)
         return found if found is not None else getattr(value, _TRACE, None)
 
     def among(self, values: Iterable[Any]) -> list[tuple[Tensor, Trace]]:
@@ -124,6 +137,8 @@ class Trail:
         for value in values:
             if isinstance(value, Tensor):
                 trace = of_parameter.get(id(value)) or getattr(value, _TRACE, None)
+                if trace is None and self._in_parts:
+                    trace = getattr(local(value), _TRACE, None)
                 if trace is not None:
                     found.setdefault(id(value), (value, trace))
             elif type(value) in (tuple, list):
@@ -139,8 +154,9 @@ class Trail:
         """Remember that `value`, or each tensor in it, has this trace. A parameter keeps its own."""
         for tensor in tensors_of(value):
             if id(tensor) not in self._of_parameter:
-                setattr(tensor, _TRACE, trace)
-                self._tagged.append(weakref.ref(tensor))
+                carrier = local(tensor) if self._in_parts else tensor
+                setattr(carrier, _TRACE, trace)
+                self._tagged.append(weakref.ref(carrier))
 
     def _tag_computed(self, trace: Trace, tensor: Tensor) -> None:
         self.tag(tensor, trace)
@@ -185,6 +201,8 @@ class Trail:
     def listen(self) -> None:
         """Be told of the tensors that modules compute in the forward to come, or gather from other ranks."""
         of_parameter = self._of_parameter
+        if self._redistributions is not None:
+            self._redistributions.show()
         if any(True for _ in fully_sharded(self.weights.model)):
             for module in self.weights.modules.values():
                 held = {k: of_parameter[id(p)] for k, p in module._parameters.items() if id(p) in of_parameter}
@@ -198,6 +216,8 @@ class Trail:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._redistributions is not None:
+            self._redistributions.hide()
         for reference in self._tagged:
             tensor = reference()
             if tensor is not None and hasattr(tensor, _TRACE):
@@ -213,8 +233,9 @@ class _Gathered:
 
     def __call__(self, module: torch.nn.Module, args: Any) -> None:
         for name, trace in self.held.items():
-            if (parameter := module._parameters.get(name)) is not None:
-                self.of_parameter.setdefault(id(parameter), trace)
+            if (parameter := module._parameters.get(name)) is not None and id(parameter) not in self.of_parameter:
+                assert isinstance(trace.source, Source)
+                self.of_parameter[id(parameter)] = Trace(source_of(trace.source.weight, parameter))
 
 
 def is_all_of(view: Tensor, tensor: Tensor) -> bool:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..keeping.autocast import autocast_on, under
-from ..model.left_alone import BiasIsFrozen, BiasIsScaled, NestedOutput, NotReal, Reason, SpreadOutput
+from ..model.left_alone import BiasIsFrozen, BiasIsScaled, NestedOutput, NotReal, Reason
 from ..model.weight import Weight
-from ..ranks import is_sharded
+from ..ranks import Layout, Ranks, is_sharded, laid_out, layout_of, local, reduced
 from ..tensors import tensors_of
 from . import ops
 from .provenance import Source
@@ -31,11 +31,12 @@ class Use:
         reads_batch: one of its inputs is of the batch, and no parameter has touched it.
         is_mixed: the weight stands in the op multiplied by another layer's output.
         autocast: see `autocast_on`.
+        layout: how its output lies on the ranks; None where this one has all of it.
         fan_in: how many values of the input make one of the output.
     """
 
     __slots__ = (
-        "added", "args", "autocast", "bias", "bias_key", "bias_source", "func", "is_mixed", "key", "kwargs",
+        "added", "args", "autocast", "bias", "bias_key", "bias_source", "func", "is_mixed", "key", "kwargs", "layout",
         "obstacle", "op", "others", "reads_batch", "source", "weight",
     )  # fmt: skip
 
@@ -52,6 +53,7 @@ class Use:
         self.bias_key: ops.Key | None = None
         self.added: Callable[[Tensor, Tensor], Tensor] | None = None
         self.obstacle: Reason | None = None
+        self.layout: Layout | None = None
 
     def take_bias(self, source: Source, key: ops.Key | None, added: Callable[[Tensor, Tensor], Tensor] | None) -> None:
         """This parameter is added to the output, inside the op at `key` or behind it by `added`."""
@@ -74,10 +76,13 @@ class Use:
         return max(1, shape[-2] if len(shape) > 1 else shape[0])
 
     def run(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Any:
-        """Call the op as the model did, under the same autocast; with other values for its weight and bias where given."""
+        """Call the op as the model did, under the same autocast; with other values for its weight and bias where given.
+
+        Summands that lie on several ranks are summed up.
+        """
         args, kwargs = self.args, self.kwargs
         if weight is bias is None and self.added is None:
-            return self.func(*args, **kwargs)
+            return self.taken(self.func(*args, **kwargs))
         if weight is not None:
             values = self.source.replay(weight).to(ops.get(args, kwargs, self.key).dtype)  # FSDP2 may gather in bf16
             args, kwargs = ops.put(args, kwargs, self.key, values)
@@ -89,21 +94,43 @@ class Use:
         if self.added is not None and self.bias_source is not None:
             own = self.bias_source.weight.home.values()
             result = self.added(result, self.bias_source.replay(own if bias is None else bias).to(result.dtype))
+        return self.taken(result)
+
+    def taken(self, result: Any) -> Any:
+        """What the op gave, to be handed on."""
+        if type(result) is Tensor:
+            return result
+        result = reduced(result)
+        self.layout = layout_of(result)
         return result
 
+    @property
+    def sharers(self) -> Ranks | None:
+        """The ranks that hold other parts of the same output; None where this one has all of it, or all of its samples."""
+        if self.layout is None:
+            return None
+        groups = self.layout.groups(i for i, p in enumerate(self.layout.placements) if p.is_shard() and p.dim > 0)
+        return Ranks(groups) if groups else None
+
     def inputs(self) -> list[Tensor]:
-        """The tensors that the weight works on."""
+        """The tensors that the weight works on, this rank's part of them."""
         weight, added = ops.get(self.args, self.kwargs, self.key), ops.get(self.args, self.kwargs, self.bias_key)
         values = (*self.args, *self.kwargs.values())
-        return [t for value in values for t in tensors_of(value) if t is not weight and t is not added]
+        found = [t for value in values for t in tensors_of(value) if t is not weight and t is not added]
+        return [t if type(t) is Tensor else local(t) for t in found]
 
     def spread_bias(self) -> Tensor:
-        """The bias of this call in the shape that broadcasts over its output: convolutions have their channels ahead of space."""
+        """The bias of this call in the shape that broadcasts over its output: convolutions have their channels ahead of space.
+
+        Of an output in shards, the part that goes with this rank's.
+        """
         assert self.bias_source is not None
         bias = self.bias_source.replay(self.bias_source.weight.home.values())
+        spatial = 2 if self.op == "deform_conv2d" else int(self.op[-2]) if self.op.startswith("conv") else 0
+        if self.layout is not None:
+            bias = local(laid_out(bias, self.layout.of_vector(spatial)))
         if self.added is not None:
             return bias
-        spatial = 2 if self.op == "deform_conv2d" else int(self.op[-2]) if self.op.startswith("conv") else 0
         return bias.view(-1, *([1] * spatial)) if spatial else bias
 
     def free(self) -> None:
@@ -112,8 +139,9 @@ class Use:
 
 
 def output_of(result: Any) -> Tensor:
-    """The tensor that a linear op gave: its result, or the first of them (attention also gives its weights)."""
-    return result[0] if isinstance(result, (tuple, list)) else result
+    """This rank's part of what a linear op gave: its result, or the first of them (attention also gives its weights)."""
+    y = result[0] if isinstance(result, (tuple, list)) else result
+    return y if type(y) is Tensor else local(y)
 
 
 def zeros_for(bias: Weight | None) -> Tensor | None:
@@ -140,8 +168,6 @@ def no_real_values(weight: Weight, output: Tensor) -> Reason | None:
         return NestedOutput()
     if type(output) is Tensor and output.dtype in _REAL and weight.tensor.dtype in _REAL:
         return None
-    if is_sharded(output):
-        return SpreadOutput()
     if weight.tensor.is_floating_point() and output.is_floating_point():
         return None
     what, tensor = ("its output", output) if weight.tensor.is_floating_point() else ("its weight", weight.tensor)

@@ -79,7 +79,7 @@ def solve_behind(layer: Layer, solution: Solution, pool: Pool | None) -> bool:
 
     whole = evaluator(parts)
     sample = evaluator([few]) if few is not None else whole
-    guess = _normalised(layer, target)
+    guess = _normalised(layer, target, pool)
     if not any(sample(*at).std > 0 for at in ((1.0, 0.0), guess)):
         return False
     limits = reach(layer.activation, y if few is None else few)
@@ -153,12 +153,17 @@ def _nearest(
     return Solved(min(tries, key=judge.error), len(tries), False)
 
 
-def _normalised(layer: Layer, target: Target) -> tuple[float, float]:
+def _normalised(layer: Layer, target: Target, pool: Pool | None) -> tuple[float, float]:
     """The guess that knows nothing of f: s y + (1 - s) b + t of the target's std and of mean zero."""
     scale = target.std / float(layer.found.std)
     if target.mean is None or not layer.moves:
         return scale, 0.0
-    kept = (1 - scale) * float(layer.bias.double().mean()) if layer.bias is not None else 0.0
+    if layer.bias is None:
+        kept = 0.0
+    elif pool is None:
+        kept = (1 - scale) * float(layer.bias.double().mean())
+    else:  # a rank may hold a part of it
+        kept = (1 - scale) * float(pooled(moments(layer.bias), layer.bias.device, pool).mean)
     return scale, -(scale * float(layer.found.mean) + kept)
 
 

@@ -172,6 +172,21 @@ class LSUVReport:
         plain = {**vars(self), "layers": [asdict(layer) for layer in self.layers], "std": std}
         return {**plain, "converged": self.converged, "worst_error": self.worst_error}
 
+    def to_log(self) -> dict[str, float]:
+        """What was counted and measured, flat, as loggers take it: "lsuv/passes", "lsuv/std_after/body.3"; a tied weight once."""
+        count, rows = Counter(row.status for row in self._distinct), self._distinct
+        figures = {
+            "layers_at_target": count["scaled"] + count["unchanged"],
+            "layers_not_converged": count["not converged"],
+            "layers_left_alone": count["left alone"],
+            "worst_error": self.worst_error,
+            "passes": self.passes,
+            "seconds": self.seconds,
+            **{f"std_before/{row.name}": row.std_before for row in rows},
+            **{f"std_after/{row.name}": row.std_after for row in rows},
+        }
+        return {f"lsuv/{name}": float(value) for name, value in figures.items() if value is not None}
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Std of each layer's output by depth, before and after, on a log scale. Needs the measurements of verify=True."""
         from ...plot import plot_stds

@@ -10,7 +10,7 @@ from ..errors import LSUVError
 from ..model.blocks import BlockChange
 from ..model.home import Change
 from ..model.weight import Weight
-from ..ranks import local
+from ..ranks import whole
 from ..solving.solution import Solution
 from .undo import LARGEST_UNASKED, Undo
 
@@ -64,7 +64,7 @@ def _check_range(weight: Weight, solution: Solution) -> None:
     if abs(scale) < (1.0 if dtype == torch.float16 else LARGEST_UNASKED):
         return
     start = weight.tensor.detach() if solution.start is None else solution.start
-    most = abs(scale) * float(local(start).abs().max())
+    most = abs(scale) * float(whole(start.abs().max()))
     widest = torch.finfo(torch.promote_types(dtype, torch.float32)).max  # the product is computed in float32 or wider
     if not (most <= torch.finfo(dtype).max and abs(scale) <= widest):
         raise LSUVError(
