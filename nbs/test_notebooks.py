@@ -18,6 +18,7 @@ NEEDS = {
     "04_resnet18": ["fashion_mnist"],
     "05_loop_tour": ["digits"],
     "06_evidence": ["digits"],
+    "07_other_trainers": ["digits", "fastai", "lightning", "tensorboard", "transformers"],
 }
 STORY = {
     "00_quickstart": [
@@ -73,6 +74,17 @@ STORY = {
         "'worse' not in tables.cells(results, 'balanced').values()",
         "tables.reached(results, 'relu', 'kaiming') < 50 <= tables.reached(results, 'relu', 'balanced')",
         "sum(said == did for _, said, did, _ in tables.outcomes(results)) >= 0.9 * len(tables.outcomes(results))",
+    ],
+    "07_other_trainers": [
+        "found.layers[-1].std < 1e-6",
+        "len(accuracies) == 6",
+        "all(value <= 0.3 for (_, which), value in accuracies.items() if which == 'without')",
+        "all(value >= 0.85 for (_, which), value in accuracies.items() if which == 'with')",
+        "[min(values) < 1.8 for _, values in curves.values()] == [False, True]",  # Lightning's search
+        "learn.recorder.lsuv_figures['lsuv/layers_at_target'] == 19",
+        "first['step'] == 0 and first['lsuv/std_before/net.36'] < 1e-6 and abs(first['lsuv/std_after/net.36'] - 1) <= 1e-3",
+        "len(on_board) == 6 + 2 * 20",
+        "entry['step'] == 0 and abs(entry['lsuv/std_after/net.36'] - 1) <= 1e-3",
     ],
 }
 

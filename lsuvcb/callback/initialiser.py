@@ -106,10 +106,18 @@ class Initialiser:
         return [selector for name, selector in meant.items() if name not in taken]
 
     def __repr__(self) -> str:
-        return _as_code(self.lsuv_args, self.batch, self.force, repr)
+        return self._as_code(self.force, repr)
 
     def _in_brief(self, force: bool = False) -> str:
-        return " ".join(_as_code(self.lsuv_args, self.batch, force, reprlib.repr).split())
+        return " ".join(self._as_code(force, reprlib.repr).split())
+
+    def _as_code(self, force: bool, show: Callable[[Any], str]) -> str:
+        given = [*self._own(force), *(f"{name}={show(value)}" for name, value in self.lsuv_args.items())]
+        return f"LSUVCallback({', '.join(given)})"
+
+    def _own(self, force: bool) -> list[str]:
+        """The arguments that `lsuv_` does not have, as code."""
+        return ["batch=..."] * (self.batch is not None) + ["force=True"] * force
 
 
 def _with_left(names: Iterable[str], std: Any) -> dict[Any, Any]:
@@ -129,11 +137,6 @@ def _names(model: nn.Module, layers: Selector | None) -> dict[str, str]:
 
 def _steps_of(optimizer: Any) -> str:
     return "its optimizer has taken steps" if has_stepped(optimizer) else ""
-
-
-def _as_code(lsuv_args: dict[str, Any], batch: Any, force: bool, show: Callable[[Any], str]) -> str:
-    shown = ["batch=..."] * (batch is not None) + ["force=True"] * force
-    return f"LSUVCallback({', '.join([*shown, *(f'{k}={show(v)}' for k, v in lsuv_args.items())])})"
 
 
 def _check(given: dict[str, Any]) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..callback.initialiser import Initialiser
 from ..callback.loader_batch import drawn_here
+from ..callback.logged import LoggedInitialiser
 from ..callback.past import note_trained
 from ..engine.errors import LSUVError
 from ..engine.keeping.attributes import contents_kept
@@ -23,14 +24,15 @@ from ..engine.keeping.undisturbed import devices_of
 from ..engine.ranks import group_of_all
 
 
-class LSUVCallback(Initialiser, Callback):
+class LSUVCallback(LoggedInitialiser, Callback):
     """Initialises the module with LSUV on one training batch, once, and prints one line. Runs at on_train_start.
 
-    See `lsuv_` for the arguments, all by keyword. Two more:
+    See `lsuv_` for the arguments, all by keyword. Three more:
 
     Args:
         batch: use this batch, as the training loader would give it, instead of drawing one.
         force: initialise also a module that was initialised or trained before; not in a fit that resumes.
+        log: send the figures of the report to the trainer's loggers as well, once, at the trainer's global step.
 
     Attributes:
         report: the LSUVReport of the last run; None before.
@@ -38,13 +40,15 @@ class LSUVCallback(Initialiser, Callback):
     Raises:
         TypeError, ValueError: where the callback is made, for an argument that `lsuv_` would refuse.
         LSUVError: at the start of a fit, for a module with manual optimization and no `forward=`.
+        MisconfigurationException: at the start of a fit, for `log=True` in a Trainer without a logger.
 
     The batch is the first that the fit will train on (one like it, where a loader has workers or no length), drawn in this
     process and sent through the module's or the data module's batch hooks to its device. The forward is
     `training_step(batch, 0)` in train mode, under the trainer's precision, without gradients, with `self.log` and
     `self.log_dict` switched off. A step that takes a `dataloader_iter` is given one of that batch as it was drawn. `forward=`
     replaces the forward and is called as forward(module, batch), under the same precision.
-    Moments are summed over all ranks of the trainer.
+    Moments are summed over all ranks of the trainer (tested on two processes with DDP and ModelParallelStrategy; FSDPStrategy,
+    which Lightning refuses without a GPU, is untested).
 
     A trial comes after: where a tuner is among the callbacks (LearningRateFinder, BatchSizeFinder; `Tuner` adds one), the
     module is initialised at on_fit_start, before the tuner saves what it will put back.
@@ -69,6 +73,11 @@ class LSUVCallback(Initialiser, Callback):
 
     def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         self._asked = False
+        if stage == "fit" and self.logs and not trainer.loggers:
+            raise MisconfigurationException(
+                "LSUVCallback(log=True) needs a Trainer that has a logger, and this one has none. Give it one, as in "
+                "Trainer(logger=CSVLogger('logs')), or leave out `log=True`."
+            )
         if stage == "fit" and _has_tuner(trainer):
             ours = [cb for cb in trainer.callbacks if isinstance(cb, LSUVCallback)]
             if ours[0] is self:  # Lightning sorts its tuners to the front
@@ -95,6 +104,9 @@ class LSUVCallback(Initialiser, Callback):
             note_trained(module, "by a fit that was resumed")
         if due:
             self._initialise(trainer, module)
+            if self.logs and self.report is not None:
+                for logger in trainer.loggers:
+                    logger.log_metrics(self.report.to_log(), step=trainer.global_step)
 
     def _initialise(self, trainer: Trainer, module: LightningModule) -> None:
         if not module.automatic_optimization and self.lsuv_args.get("forward") is None:

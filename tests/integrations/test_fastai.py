@@ -177,7 +177,7 @@ def test_named_batch_and_arguments_of_lsuv_are_used():
 
 
 def test_signature_shows_the_arguments_of_lsuv_with_their_defaults():
-    assert arguments(LSUVCallback) == of_a_callback(lsuv_)
+    assert arguments(LSUVCallback) == of_a_callback(lsuv_, logs=True)
 
 
 def test_failure_leaves_the_learner_as_it_was():

@@ -168,7 +168,7 @@ def test_named_batch_and_arguments_of_lsuv_are_used():
 
 
 def test_signature_shows_the_arguments_of_lsuv_with_their_defaults():
-    assert arguments(LSUVCallback) == of_a_callback(lsuv_)
+    assert arguments(LSUVCallback) == of_a_callback(lsuv_, logs=True)
 
 
 def test_arguments_given_as_the_defaults_that_the_signature_shows_are_as_if_not_given():

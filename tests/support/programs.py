@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,13 @@ def environment() -> dict[str, str]:
     """For a process that imports the library and what lies beside this file; one thread, no GPU."""
     paths = os.pathsep.join(map(str, (SUPPORT, SUPPORT.parents[1])))
     return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def run(program: ModuleType, folder: Path, *launcher: str) -> tuple[list[dict[str, torch.Tensor]], str]:
