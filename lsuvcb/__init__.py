@@ -1,7 +1,8 @@
 """Layer-sequential unit-variance initialization (LSUV) for any PyTorch model, and a training loop around it.
 
-`survey(model, batch)` shows the signal by depth, `lsuv_(model, batch)` mends it, `LSUVCallback` does so at the start
-of a Learner's fit. Nets are in `lsuvcb.nets`, data in `lsuvcb.data`.
+`survey` shows the signal of a model on a batch by depth, `lsuv_` mends it in place, `LSUVCallback` does so at the start of a
+Learner's fit; `lsuvcb.integrations` has one for other trainers. Nets are in `lsuvcb.nets`, data in `lsuvcb.data`, pictures in
+`lsuvcb.plot`, the names of the fast.ai course's lessons in `lsuvcb.course`, the loop and its callbacks in `lsuvcb.training`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def first(pattern: str, path: str) -> str:
 
 def test_version_is_a_version_and_stands_in_one_place():
     assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc|\.dev)\d+)?", lsuvcb.__version__)
-    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert "version" in PROJECT["project"]["dynamic"]
     files = [ROOT / "pyproject.toml", *PACKAGE.rglob("*.py")]
     having = [path for path in files if f'"{lsuvcb.__version__}"' in path.read_text()]
     assert having == [ROOT / PROJECT["tool"]["hatch"]["version"]["path"]] == [Path(lsuvcb.__file__)]
@@ -72,6 +72,19 @@ def test_page_names_files_and_what_they_define(page, root):
     assert [f"{name} in {path}" for name, path in named if name not in defined_in(root / path)] == []
     paths = re.findall(r"`((?:[a-z_]+/)+[a-z_.]*|\.ci/run|[A-Z]+\.md)`", text)
     assert [path for path in paths if not ((root / path).exists() or (ROOT / path).exists())] == []
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), PACKAGE / "engine" / "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_page_links_to_files_and_headings_that_there_are(page):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        path, _, heading = link.partition("#")
+        there = page.parent / path if path else page
+        assert there.exists(), link
+        headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], link
 
 
 def test_engine_page_follows_a_weight_through_every_room():

@@ -27,7 +27,7 @@ __doc__ += f"\n\n{loop.__doc__}"
 class Learner(Loop):
     """A model, its data and its loss function, trained by `fit`; what happens on the way is up to the callbacks.
 
-    See `Loop` for the arguments and attributes. One attribute more:
+    See `lsuvcb.training.loop.Loop` for the arguments and attributes. One attribute more:
 
     Attributes:
         lr_finder: the LRFinderCB of the last `lr_find`, with its `lrs` and `losses`.
@@ -59,7 +59,7 @@ class Learner(Loop):
         """Train for `n_epochs`, each followed by a pass over the validation loader.
 
         Args:
-            n_epochs, train, valid, cbs, lr: see `Loop.fit`.
+            n_epochs, train, valid, cbs, lr: see `lsuvcb.training.loop.Loop.fit`.
             resume: a checkpoint of CheckpointCB, or its folder, of which the newest that is whole is taken: go on behind
                 its epoch as if the fit had never stopped. A folder to which this fit's own CheckpointCB writes may be
                 empty: then the fit begins at the beginning. `n_epochs` counts from the beginning, too.
