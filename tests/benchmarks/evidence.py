@@ -20,7 +20,7 @@ if __name__ in ("__main__", "__mp_main__"):  # the command and its workers: one 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from study import cost, frontier, harm, headline, paper_table, tables, verdict
+from study import cost, frontier, harm, headline, paper_table, tables, tried, verdict
 from study.results import Results
 
 HERE = Path(__file__).parent / "evidence"
@@ -31,7 +31,9 @@ PARTS = {
     "paper": paper_table,
     "verdict": verdict,
     "cost": cost,
+    "tried": tried,
 }
+KEPT_AS = {"tried": "harm"}  # its runs are those of part 2, from other starts
 
 
 def work(task: tuple[str, tuple[Any, ...], str, bool]) -> str:
@@ -61,7 +63,7 @@ def main() -> None:
             "\n\n".join(
                 tables.ALL[part](results)
                 for part in (*parts, "sentences")
-                if part not in PARTS or results.select(part=part)
+                if part not in PARTS or results.select(part=KEPT_AS.get(part, part))
             )
         )
         return

@@ -21,9 +21,14 @@ def units(quick: bool) -> list[tuple[str, str]]:
 
 
 def run(results: Results, net: str, optimiser: str, quick: bool) -> None:
-    """All starts of one cell; those that look worse, and PyTorch's, again with fresh seeds."""
-    found = {start: [score(results, net, optimiser, start, seed) for seed in range(SEEDS)] for start in STARTS}
-    flagged = [s for s in STARTS[1:] if compare(found[s], found["pytorch"]) == "worse"]
+    """All starts of one cell."""
+    judge(results, net, optimiser, STARTS)
+
+
+def judge(results: Results, net: str, optimiser: str, starts: tuple[str, ...]) -> None:
+    """Train from these starts, the first of them PyTorch's; those that look worse, and PyTorch's, again with fresh seeds."""
+    found = {start: [score(results, net, optimiser, start, seed) for seed in range(SEEDS)] for start in starts}
+    flagged = [s for s in starts[1:] if compare(found[s], found["pytorch"]) == "worse"]
     for start in ["pytorch", *flagged] if flagged else []:
         for seed in range(100, 100 + FRESH):
             score(results, net, optimiser, start, seed)

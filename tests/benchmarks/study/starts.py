@@ -63,6 +63,27 @@ def ours(**arguments: object) -> Start:
     return start
 
 
+def headed(factor: float) -> Start:
+    """The default call, and the last linear layer times a factor."""
+
+    def start(model: nn.Module, x: Tensor) -> None:
+        ours()(model, x)
+        head = [module for module in model.modules() if isinstance(module, _LAYERS)][-1]
+        with torch.no_grad():
+            head.weight.mul_(factor)
+
+    return start
+
+
+TRIED: dict[str, Start] = {
+    "the head times 0.3": headed(0.3),
+    "the head zero": headed(0.0),
+    "std 0.5 for every layer": ours(std=0.5),
+    "std 1 for every layer": ours(std=1),
+    "measured behind the activation": ours(measure="activation"),
+    "drawn flat, no delta": ours(orthonormal=True),
+    "the weights that it has": ours(orthonormal=False),
+}
 STARTS: dict[str, Start] = {
     "pytorch": lambda model, x: None,
     "kaiming": each(lambda w: nn.init.kaiming_normal_(w)),
@@ -73,4 +94,5 @@ STARTS: dict[str, Start] = {
     "anyinit empirical": _anyinit("empirical"),
     "anyinit analytic": _anyinit("analytic"),
     **{recipe: ours(recipe=recipe) for recipe in RECIPES},
+    **TRIED,
 }

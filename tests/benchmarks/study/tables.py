@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from statistics import mean, median, stdev
 from typing import Any
 
 from . import cost, frontier, harm, headline, paper_table
 from .results import Results
+from .starts import TRIED
 
 NAMES = {
     "pytorch": "PyTorch's start",
@@ -111,14 +112,26 @@ def mean_of(results: Results, cell: tuple[str, str], start: str) -> float:
     return mean(score or 0.0 for score in _scores(results, cell, start, False))
 
 
-def harm_table(results: Results) -> str:
+def harm_table(results: Results, starts: Iterable[str] = harm.STARTS[1:]) -> str:
     rows = []
-    for start in harm.STARTS[1:]:
+    for start in starts:
         judged = list(cells(results, start).values())
         rows.append(
-            [NAMES[start], *(judged.count(word) for word in ("better", "equal", "worse")), not_finite(results, start)]
+            [
+                NAMES.get(start, start),
+                *(judged.count(word) for word in ("better", "equal", "worse")),
+                not_finite(results, start),
+            ]
         )
     return table(["against PyTorch's start", "better", "equal", "worse", "runs that ended in nan"], rows)
+
+
+# Part 7
+
+
+def tried_table(results: Results) -> str:
+    whole = (start for start in TRIED if all(_scores(results, cell, start, False) for cell in _cells(results)))
+    return harm_table(results, ("balanced", *whole))
 
 
 # Part 3
@@ -261,4 +274,4 @@ def _count(judged: dict[tuple[str, str], str], some: list[tuple[str, str]], word
 
 
 ALL = {"frontier": frontier_table, "harm": harm_table, "paper": paper_rows, "headline": headline_table, "cost": cost_table,
-       "verdict": verdict_table, "sentences": sentences}  # fmt: skip
+       "verdict": verdict_table, "tried": tried_table, "sentences": sentences}  # fmt: skip
