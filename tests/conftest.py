@@ -1,5 +1,7 @@
 """For all tests: pictures without a display, data and packages that may be missing (see required.py)."""
 
+import gc
+
 import matplotlib
 import pytest
 import required
@@ -51,3 +53,9 @@ def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.delenv("LSUVCB_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "lsuvcb"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no collection of garbage (accelerate has one at each end of a fit) need walk through it."""
+    gc.collect()
+    gc.freeze()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import accelerated_run
 import pytest
 import torch
-from programs import SUPPORT, environment
+from programs import SUPPORT, environment, free_port
 from required import need_package
 from tiny import learner, line, loaders
 
@@ -20,7 +20,7 @@ LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
     # --cpu would start several processes by MPI; without a GPU the script's own cpu=True puts these on the CPU
     "accelerate launch": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"],
+                          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())],
 }  # fmt: skip
 
 
