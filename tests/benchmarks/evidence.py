@@ -24,6 +24,7 @@ from study import cost, frontier, harm, headline, paper_table, tables, tried, ve
 from study.results import Results
 
 HERE = Path(__file__).parent / "evidence"
+QUICK = HERE / "quick.jsonl"
 PARTS = {
     "harm": harm,
     "frontier": frontier,
@@ -39,8 +40,13 @@ KEPT_AS = {"tried": "harm"}  # its runs are those of part 2, from other starts
 def work(task: tuple[str, tuple[Any, ...], str, bool]) -> str:
     part, unit, path, quick = task
     torch.set_num_threads(1)
-    PARTS[part].run(Results(Path(path)), *unit, quick=quick)
+    PARTS[part].run(_results(Path(path)), *unit, quick=quick)
     return f"{part}: {', '.join(map(str, unit))}"
+
+
+def _results(path: Path) -> Results:
+    """What the file has, and what the quick form, which is a part of the whole, has found already."""
+    return Results(path) if path == QUICK else Results(path, QUICK)
 
 
 def main() -> None:
@@ -55,10 +61,10 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    path = args.results or HERE / ("quick.jsonl" if args.quick else "whole.jsonl")
+    path = args.results or (QUICK if args.quick else HERE / "whole.jsonl")
     parts = args.parts or list(PARTS)
     if args.tables:
-        results = Results(path)
+        results = _results(path)
         print(
             "\n\n".join(
                 tables.ALL[part](results)

@@ -203,7 +203,8 @@ def test_lsuv_random_net_is_at_any_target_or_says_why_not(
     with undisturbed(model, draws=orthonormal), forwards(model) as calls:
         report = lsuv_(model, x, measure=measure, std=std, mean=mean, orthonormal=orthonormal)
     assert len(calls) == report.passes
-    again = any(row.uses > 1 or "another op" in row.reason for row in report.layers)
+    # of a layer that is left alone no reason tells that a second op reads its output, which shows late
+    again = any(row.uses > 1 or "another op" in row.reason or row.status == "left alone" for row in report.layers)
     assert report.passes == 3 or (again and report.passes > 3)
     tol = (3e-2 if dtype == torch.bfloat16 else 1e-3) * std
     for row in report.layers:

@@ -18,8 +18,8 @@ NETS = {"conv": plain_conv, "MLP": mlp}
 QUICK_STARTS = ("pytorch", "kaiming", "anyinit empirical", "paper", "balanced")
 STARTS = ("pytorch", "xavier", "kaiming", "orthogonal", "delta", "lsuv 0.3", "anyinit empirical", "anyinit analytic",
           "paper", "balanced")  # fmt: skip
-QUICK_ACTIVATIONS = ("relu", "tanh", "gelu")
-ACTIVATIONS = (*QUICK_ACTIVATIONS, "general_relu", "silu", "selu", "leaky_relu", "elu", "mish")
+QUICK_ACTIVATIONS = ("relu", "tanh", "gelu", "general_relu", "silu")
+ACTIVATIONS = (*QUICK_ACTIVATIONS, "selu", "leaky_relu", "elu", "mish")
 
 
 def units(quick: bool) -> list[tuple[str, str, str]]:

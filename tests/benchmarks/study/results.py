@@ -13,11 +13,16 @@ Job = dict[str, Any]
 
 
 class Results:
-    """The rows of one file, by their job: what was run, without what came of it."""
+    """The rows of a file, by their job: what was run, without what came of it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: new rows are added to it.
+        also: files whose rows are known as well.
+    """
+
+    def __init__(self, path: Path, *also: Path) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = [line for file in (*also, path) if file.exists() for line in file.read_text().splitlines()]
         self.rows = [json.loads(line) for line in lines]
         self._known = {_key(row["job"]): row for row in self.rows}
 

@@ -65,7 +65,10 @@ def frontier_table(results: Results) -> str:
     done = {(r["job"]["activation"], r["job"]["start"]) for r in results.select(part="frontier", kind="conv")}
     activations = [a for a in frontier.ACTIVATIONS if any(act == a for act, _ in done)]
     starts = [s for s in frontier.STARTS if any(start == s for _, start in done)]
-    cells = [[NAMES[s], *(reached(results, a, s) or "none" for a in activations)] for s in starts]
+    cells = [
+        [NAMES[s], *(reached(results, a, s) or "none" if (a, s) in done else "not run" for a in activations)]
+        for s in starts
+    ]
     return table(["deepest that trains", *(ACTIVATIONS.get(a, a) for a in activations)], cells)
 
 
@@ -246,6 +249,8 @@ def sentences(results: Results) -> str:
     harmed = [f"{net}, {optimiser}" for (net, optimiser), word in more.items() if word == "worse"]
     found = outcomes(results)
     right = sum(said == did for _, said, did, _ in found)
+    unseen = [said == did for name, said, did, _ in found if any(word in name for word in UNSEEN)]
+    unseen_right = sum(unseen)
     better, worse = (_count(judged, deep, word) for word in ("better", "worse"))
     normed_better, normed_worse = (_count(judged, normed, word) for word in ("better", "worse"))
     (seeds, ours, accuracy, _), (_, theirs, kaiming, _) = (
@@ -261,11 +266,13 @@ def sentences(results: Results) -> str:
         f"{accuracy:.3f} and {kaiming:.3f}.",
         f"- **A rate too high stays too high**: {ends} nans in {len(nan)} cells where PyTorch's start stays at "
         f"{stuck:.2f}.",
-        f"- **`survey` says so before**: right about {right} of {len(found)} nets and starts (its bounds were chosen on these).",
+        f"- **`survey` says so before**: right about {right} of {len(found)} nets and starts, and about {unseen_right} of the "
+        f"{len(unseen)} on which its bounds were not chosen.",
     )
     return "\n".join(lines)
 
 
+UNSEEN = ("GeneralRelu", "SiLU")  # what survey's bounds were not chosen on
 SHALLOW = ("logistic regression", "MLP 2 ReLU", "LSTM and head")
 
 
