@@ -119,7 +119,7 @@ def test_workflow_runs_programs_tests_and_extras_that_there_are(path):
     commands = " ".join(step["run"] for step in found if "run" in step)
     named = re.findall(r"(?<!\S)(\.ci/\w+|tests/\S+)", commands)
     assert len(named) >= 2
-    assert [name for name in named if not (ROOT / name).is_file()] == []
+    assert [name for name in named if not (ROOT / name).exists()] == []
     assert set(re.findall(r"\.\[(\w+)\]", commands)) <= PROJECT["optional-dependencies"].keys()
 
 
