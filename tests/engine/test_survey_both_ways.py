@@ -32,6 +32,13 @@ def test_survey_gradient_is_that_of_the_loss():
     assert found.layers[0].gradient == pytest.approx(2.5 * 8 / (5 * 3))
 
 
+@pytest.mark.parametrize("factor", [1e-24, 1e24])  # whose squares are no numbers of float32
+def test_survey_gradient_of_a_loss_of_any_size(factor):
+    net, x = nn.Sequential(linear(4), nn.ReLU(), linear(0.5, -1)), column(-1.0, 3.0)
+    of_sum, of_any = (survey(net, x, loss=lambda y, f=f: f * y.sum()).layers[0].gradient for f in (1, factor))
+    assert of_any == pytest.approx(of_sum, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("rows", "balance"),
     [

@@ -52,6 +52,11 @@ class Moments:
         return self.std <= 1e-6 * self.peak
 
 
+def number(tensor: Tensor) -> Number:
+    """The value of a 0-d tensor where it lies in the host's memory; else the tensor, for which nothing should wait yet."""
+    return tensor.item() if tensor.is_cpu else tensor
+
+
 def flat(tensor: Tensor) -> Tensor:
     """All values of `tensor` as one dimension, without a copy wherever its memory is dense (channels_last included)."""
     if tensor.is_contiguous():

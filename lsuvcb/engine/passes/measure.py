@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..measuring.moments import Moments, Number, joined, moments
+from ..measuring.moments import Moments, Number, joined, moments, number
 from ..measuring.pool import Group, Pool, pooled
 from ..model.blocks import output_tensor
 from ..model.weight import Weight
@@ -165,7 +165,7 @@ def _signal_of(rows: Tensor, whole: bool, sharers: Ranks | None) -> Number:
         sums = torch.stack([square * rows.shape[1], torch.full_like(square, rows.shape[1])])
         sharers.sum_(sums)
         square = sums[0] / sums[1]
-    return square.sqrt()
+    return number(square) ** 0.5
 
 
 def _balance_of(rows: Tensor, whole: bool, sharers: Ranks | None) -> Number:
@@ -178,9 +178,11 @@ def _balance_of(rows: Tensor, whole: bool, sharers: Ranks | None) -> Number:
         sizes = torch.linalg.vector_norm(rows, dim=1) if whole else rows.square().nanmean(1).sqrt()
     if not whole:
         sizes = sizes[~sizes.isnan()]
-    middle = sizes.sort().values[[(len(sizes) - 1) // 2, len(sizes) // 2]].mean()
-    together = torch.linalg.vector_norm(sizes) / len(sizes) ** 0.5
-    return torch.where(together > 0, middle / together, torch.ones_like(middle))
+    middle = number(sizes.sort().values[(len(sizes) - 1) // 2 : len(sizes) // 2 + 1].mean())
+    together = number(torch.linalg.vector_norm(sizes)) / len(sizes) ** 0.5
+    if isinstance(together, Tensor):
+        return torch.where(together > 0, middle / together, torch.ones_like(together))
+    return middle / together if together > 0 else 1.0
 
 
 class Measured:
