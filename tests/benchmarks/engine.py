@@ -1,9 +1,10 @@
-"""What LSUV costs in plain forwards of the same model, beside the packages `lsuv` and `anyinit`.
+"""What LSUV costs in plain forwards of the same model, beside the packages `lsuv` and `anyinit`; and a survey in training steps.
 
     pip install -e '.[bench]' && python tests/benchmarks/engine.py
 
-Each row is a ratio within one run on one machine: the time of the initialisation over the median time of one forward
-without gradients. The models are made anew for each measurement, with the same seed. `--fast` leaves the peers out.
+Each row is a ratio within one run on one machine: the time of the initialisation over that of a forward without gradients, or of
+the survey over that of a forward and backward. The models are made anew for each measurement, with the same seed. `--fast` leaves
+the peers out.
 """
 
 import argparse
@@ -21,9 +22,10 @@ from functools import partial
 
 import torch
 import torchvision.models as tv
+from study.nets import plain_conv
 from torch import nn
 
-from lsuvcb import lsuv_
+from lsuvcb import lsuv_, survey
 from lsuvcb.engine.solving.orthonormal import orthonormal_
 from lsuvcb.nets import GeneralRelu, get_model
 
@@ -49,22 +51,38 @@ def seconds(run: Callable[[], object]) -> float:
         gc.enable()
 
 
-def ratio(make: Callable[[], nn.Module], x: torch.Tensor, init: Callable[[nn.Module], object], runs: int) -> float:
-    """Median over `runs` of the time of init(model), each over a forward timed right before and right after it."""
+def ratio(
+    make: Callable[[], nn.Module], call: Callable[[nn.Module], object], runs: int, unit: Callable[[nn.Module], object]
+) -> float:  # fmt: skip
+    """Median over `runs` of the time of call(model), each over that of a unit timed right before and right after it."""
     torch.manual_seed(0)
     fresh = make().eval()
     plain = copy.deepcopy(fresh)
-    with torch.no_grad():
-        plain(x)
-        plain(x)
-        found = []
-        for _ in range(runs):
-            model = copy.deepcopy(fresh)
-            before = seconds(lambda: plain(x))
-            cost = seconds(lambda model=model: init(model))
-            after = seconds(lambda: plain(x))
-            found.append(cost / ((before + after) / 2))
+    unit(plain)
+    unit(plain)
+    found = []
+    for _ in range(runs):
+        model = copy.deepcopy(fresh)
+        before = seconds(lambda: unit(plain))
+        cost = seconds(lambda model=model: call(model))
+        after = seconds(lambda: unit(plain))
+        found.append(cost / ((before + after) / 2))
     return statistics.median(found)
+
+
+@torch.no_grad()
+def forward(x: torch.Tensor, model: nn.Module) -> None:
+    model(x)
+
+
+def step(x: torch.Tensor, model: nn.Module) -> None:
+    """A training step without the optimizer's."""
+    model.zero_grad()
+    _loss(model(x)).backward()
+
+
+def _loss(out: torch.Tensor) -> torch.Tensor:
+    return out.square().mean()
 
 
 def lsuv(recipe: str) -> Callable[[torch.Tensor], Callable[[nn.Module], object]]:
@@ -100,7 +118,7 @@ def quiet():
 def attempt(make: Callable[[], nn.Module], x: torch.Tensor, peer: Callable[[torch.Tensor], Callable]) -> str:
     try:
         with quiet():
-            return f"{ratio(make, x, peer(x), runs=1):.0f}"
+            return f"{ratio(make, peer(x), 1, partial(forward, x)):.0f}"
     except ImportError:
         return "not installed"
     except Exception as error:  # a peer may fail in any way; the table says that it did
@@ -121,7 +139,7 @@ def costs(peers: bool, runs: int) -> None:
     ]
     print("| cost in plain forwards | recipe | lsuvcb | bound | lsuv | anyinit |\n|---|---|---|---|---|---|")
     for name, make, x, recipe, bound, n in rows:
-        ours = ratio(make, x, lsuv(recipe)(x), n)
+        ours = ratio(make, lsuv(recipe)(x), n, partial(forward, x))
         peer = peers and recipe != "balanced"  # once for each model
         others = [attempt(make, x, other) if peer else "-" for other in (peer_lsuv, peer_anyinit)]
         print(f"| {name} | {recipe} | {ours:.2f} | <= {bound} | {' | '.join(others)} |", flush=True)
@@ -136,7 +154,25 @@ def growth(runs: int) -> None:
         init = lsuv("paper")(x)
         init(copies.pop())
         each = min(seconds(partial(init, m)) for m in copies) / depth
-        print(f"| {depth} | {ratio(partial(mlp, depth), x, init, runs):.2f} | {1e3 * each:.3f} |", flush=True)
+        print(
+            f"| {depth} | {ratio(partial(mlp, depth), init, runs, partial(forward, x)):.2f} | {1e3 * each:.3f} |",
+            flush=True,
+        )
+
+
+def looks(runs: int) -> None:
+    """What a survey costs, its backward half with it."""
+    rows = [
+        ("resnet50, 224, batch 8", tv.resnet50, torch.randn(8, 3, 224, 224), runs),
+        ("vgg11, 224, batch 8", tv.vgg11, torch.randn(8, 3, 224, 224), runs),
+        ("MLP of 400 layers, width 256, batch 512", partial(mlp, 400), torch.randn(512, 256), runs),
+        ("conv net of 50 layers, width 16, batch 512", partial(plain_conv, 50), torch.randn(512, 1, 8, 8), 3 * runs),
+        ("the same, batch 64", partial(plain_conv, 50), torch.randn(64, 1, 8, 8), 3 * runs),
+    ]
+    print("\n| survey, in training steps without the optimizer's | lsuvcb | bound |\n|---|---|---|")
+    for name, make, x, n in rows:
+        ours = ratio(make, partial(survey, batch=x, loss=_loss), n, partial(step, x))
+        print(f"| {name} | {ours:.2f} | <= 1.5 |", flush=True)
 
 
 def orthonormal_step() -> None:
@@ -154,6 +190,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     threads, cores = torch.get_num_threads(), os.cpu_count()
     print(f"torch {torch.__version__}, {platform.machine()}, {cores} cores, {threads} threads\n")
+    looks(args.runs)
     costs(peers=not args.fast, runs=args.runs)
     growth(args.runs)
     if not args.fast:
