@@ -1,10 +1,10 @@
 """What lsuvcb's start is worth beside others, in training: the evidence behind every claim about it.
 
-    pip install -e '.[bench]' && python tests/benchmarks/evidence.py --quick
+    pip install -e '.[bench]' && python tests/benchmarks/evidence.py --quick --results own.jsonl
 
-runs the quick form (within an hour on two cores); without --quick the whole one (hours, which a later run goes on with). Name
-parts to run these alone. Each run is one JSON line in the results file, and what stands there is not run again; --tables
-prints the tables that are made of it.
+runs the quick form (half an hour on two cores); without --quick the whole one (hours, which a later run goes on with). Name
+parts to run these alone. Each run is one JSON line in the results file, and what stands there is not run again. Without
+--results that is the committed file, which --tables prints as tables.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ if __name__ in ("__main__", "__mp_main__"):  # the command and its workers: one 
 
 import torch
 from study import cost, frontier, harm, headline, paper_table, tables, tried, verdict
-from study.results import Results
+from study.results import QUICK, WHOLE, known
 
-HERE = Path(__file__).parent / "evidence"
-QUICK = HERE / "quick.jsonl"
 PARTS = {
     "harm": harm,
     "frontier": frontier,
@@ -34,19 +32,13 @@ PARTS = {
     "cost": cost,
     "tried": tried,
 }
-KEPT_AS = {"tried": "harm"}  # its runs are those of part 2, from other starts
 
 
 def work(task: tuple[str, tuple[Any, ...], str, bool]) -> str:
     part, unit, path, quick = task
     torch.set_num_threads(1)
-    PARTS[part].run(_results(Path(path)), *unit, quick=quick)
+    PARTS[part].run(known(Path(path)), *unit, quick=quick)
     return f"{part}: {', '.join(map(str, unit))}"
-
-
-def _results(path: Path) -> Results:
-    """What the file has, and what the quick form, which is a part of the whole, has found already."""
-    return Results(path) if path == QUICK else Results(path, QUICK)
 
 
 def main() -> None:
@@ -61,19 +53,13 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    path = args.results or (QUICK if args.quick else HERE / "whole.jsonl")
+    path = args.results or (QUICK if args.quick else WHOLE)
     parts = args.parts or list(PARTS)
     if args.tables:
-        results = _results(path)
-        print(
-            "\n\n".join(
-                tables.ALL[part](results)
-                for part in (*parts, "sentences")
-                if part not in PARTS or results.select(part=KEPT_AS.get(part, part))
-            )
-        )
+        results = known(path)
+        print("\n\n".join(text for make in tables.ALL.values() if (text := make(results))))
         return
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tasks = [(part, unit, str(path), args.quick) for part in parts for unit in PARTS[part].units(args.quick)]
     start = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:

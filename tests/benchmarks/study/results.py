@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 Job = dict[str, Any]
+COMMITTED = Path(__file__).parents[1] / "evidence"
+QUICK, WHOLE = COMMITTED / "quick.jsonl", COMMITTED / "whole.jsonl"
 
 
 class Results:
@@ -43,6 +45,11 @@ class Results:
     def select(self, **wanted: Any) -> list[dict[str, Any]]:
         """The rows whose job has these values."""
         return [row for row in self.rows if all(row["job"].get(k) == v for k, v in wanted.items())]
+
+
+def known(path: Path = WHOLE) -> Results:
+    """The results in a file. Beside the committed ones of the whole form stand those of the quick one, which is a part of it."""
+    return Results(path, QUICK) if path == WHOLE else Results(path)
 
 
 def _key(job: Job) -> str:

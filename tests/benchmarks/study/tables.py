@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
+from functools import partial
+from math import log10
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -37,11 +39,17 @@ ACTIVATIONS = {
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
+    """In Markdown; nothing where there are no rows."""
+    if not rows:
+        return ""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 # Part 1
+
+DEPTH = "deepest that trains"
+KINDS = {"conv": "conv net", "MLP": "MLP"}
 
 
 def reached(results: Results, activation: str, start: str, kind: str = "conv") -> int:
@@ -53,23 +61,67 @@ def reached(results: Results, activation: str, start: str, kind: str = "conv") -
 
 def accuracy_at(results: Results, activation: str, start: str, depth: int, kind: str = "conv") -> float:
     """The median accuracy of the seeds at the best of the three rates; 0 where that depth was not tried."""
-    rows = results.select(part="frontier", kind=kind, activation=activation, start=start, depth=depth)
-    by_rate: dict[float, list[float]] = defaultdict(list)
+    found = by_rate(results, activation, start, depth, kind)
+    return max((accuracy for rate, accuracy in found.items() if rate in frontier.RATES), default=0.0)
+
+
+def by_rate(
+    results: Results, activation: str, start: str, depth: int, kind: str = "conv", optimiser: str = "SGD, momentum 0.9"
+) -> dict[float, float]:
+    """Learning rate -> the median accuracy of the seeds."""
+    rows = results.select(
+        part="frontier", kind=kind, activation=activation, start=start, depth=depth, optimiser=optimiser
+    )
+    found: dict[float, list[float]] = defaultdict(list)
     for row in rows:
-        if row["job"]["rate"] in frontier.RATES and row["job"]["optimiser"] != "Adam":
-            by_rate[row["job"]["rate"]].append(row["found"] or 0.0)
-    return max((median(scores) for scores in by_rate.values()), default=0.0)
+        found[row["job"]["rate"]].append(row["found"] or 0.0)
+    return {rate: median(scores) for rate, scores in found.items()}
 
 
 def frontier_table(results: Results) -> str:
-    done = {(r["job"]["activation"], r["job"]["start"]) for r in results.select(part="frontier", kind="conv")}
-    activations = [a for a in frontier.ACTIVATIONS if any(act == a for act, _ in done)]
-    starts = [s for s in frontier.STARTS if any(start == s for _, start in done)]
-    cells = [
-        [NAMES[s], *(reached(results, a, s) or "none" if (a, s) in done else "not run" for a in activations)]
-        for s in starts
+    """The quick form's starts and activations."""
+    return _frontier(results, DEPTH, "conv", _depth, frontier.QUICK_STARTS, frontier.QUICK_ACTIVATIONS)
+
+
+def starts_table(results: Results) -> str:
+    return _frontier(results, DEPTH, "conv", _depth)
+
+
+def mlp_table(results: Results) -> str:
+    return _frontier(results, f"MLPs: {DEPTH}", "MLP", _depth)
+
+
+def rates_table(results: Results) -> str:
+    """At each start's frontier: how many decades of learning rates train the net, and whether Adam does."""
+    return _frontier(results, "decades of rates", "conv", _width)
+
+
+def _frontier(
+    results: Results, heading: str, kind: str, tell: Callable[[Results, str, str, str], str],
+    starts: Iterable[str] = frontier.STARTS, activations: Iterable[str] = frontier.ACTIVATIONS,
+) -> str:  # fmt: skip
+    """A line for each start, a column for each activation, as far as they were run."""
+    done = {(r["job"]["activation"], r["job"]["start"]) for r in results.select(part="frontier", kind=kind)}
+    starts = [s for s in starts if any(start == s for _, start in done)]
+    activations = [a for a in activations if any(act == a for act, _ in done)]
+    rows = [
+        [NAMES[s], *(tell(results, kind, a, s) if (a, s) in done else "not run" for a in activations)] for s in starts
     ]
-    return table(["deepest that trains", *(ACTIVATIONS.get(a, a) for a in activations)], cells)
+    return table([heading, *(ACTIVATIONS.get(a, a) for a in activations)], rows)
+
+
+def _depth(results: Results, kind: str, activation: str, start: str) -> str:
+    return str(reached(results, activation, start, kind) or "none")
+
+
+def _width(results: Results, kind: str, activation: str, start: str) -> str:
+    at = activation, start, reached(results, activation, start, kind), kind
+    adam = by_rate(results, *at, optimiser="Adam")
+    if not adam:
+        return "not run" if at[2] else "none"
+    trains = [rate for rate, accuracy in by_rate(results, *at).items() if accuracy >= frontier.TRAINS]
+    also = "; Adam" if max(adam.values()) >= frontier.TRAINS else ""
+    return f"{log10(max(trains) / min(trains)):.1f}{also}"
 
 
 # Part 2
@@ -141,20 +193,24 @@ def tried_table(results: Results) -> str:
 
 
 def paper_rows(results: Results) -> str:
+    """The quick form's nets of half the width, and those of the whole one."""
     rows = []
-    for net in paper_table.NETS:
-        for start in paper_table.STARTS:
-            found = [
-                results.select(part="paper", net=net, activation=act, start=start) for act in paper_table.ACTIVATIONS
-            ]
-            if any(found):
-                rows.append([net, NAMES[start], *(_converged(some) for some in found)])
+    for quick in (True, False):
+        for net in paper_table.NETS:
+            for start in paper_table.STARTS:
+                runs = partial(results.select, part="paper", net=net, start=start, quick=quick)
+                found = [runs(activation=act) for act in paper_table.ACTIVATIONS]
+                if any(found):
+                    rows.append([net + quick * ", halved", NAMES[start], *(_converged(some) for some in found)])
     return table(["net", "start", *paper_table.ACTIVATIONS], rows)
 
 
 def _converged(rows: list[dict[str, Any]]) -> str:
-    scores = [row["found"] or 0.0 for row in rows]
-    return f"{median(scores):.2f}" if scores and median(scores) >= 0.5 else "n/c"
+    """The median accuracy of the seeds, or that it is below one half."""
+    if not rows:
+        return "not run"
+    accuracy = median(row["found"] or 0.0 for row in rows)
+    return f"{accuracy:.2f}" if accuracy >= 0.5 else "n/c"
 
 
 # Part 4
@@ -181,8 +237,10 @@ def headline_table(results: Results) -> str:
 
 
 def cost_table(results: Results) -> str:
-    (timed,) = results.select(part="cost", what="time")
-    seconds = timed["found"]
+    timed = results.select(part="cost", what="time")
+    if not timed:
+        return ""
+    seconds = timed[0]["found"]
     rows = [
         [f"{name}, in epochs of the same net", f"{seconds[name] / seconds['epoch']:.2f}"]
         for name in ("start", "start and report")
@@ -211,7 +269,7 @@ def outcomes(results: Results) -> list[tuple[str, bool, bool, str]]:
             wanted = {key: job[key] for key in ("kind", "activation", "start", "depth")}
             runs = results.select(part="frontier", **wanted)
             activation = ACTIVATIONS.get(job["activation"], job["activation"])
-            name = f"conv net, {job['depth']} layers, {activation}, {NAMES[job['start']]}"
+            name = f"{KINDS[job['kind']]}, {job['depth']} layers, {activation}, {NAMES[job['start']]}"
         ways: dict[Any, list[float]] = defaultdict(list)
         for trained in runs:
             ways[trained["job"].get("rate"), trained["job"]["optimiser"]].append(trained["found"] or 0.0)
@@ -238,7 +296,9 @@ def verdict_table(results: Results) -> str:
 
 
 def sentences(results: Results) -> str:
-    """What the README says of it, a line each."""
+    """What the README says of it, a line each; nothing before parts 2, 4 and 6 have been run."""
+    if not all(results.select(part=part) for part in ("harm", "headline", "verdict")):
+        return ""
     judged = cells(results, "balanced")
     normed = [cell for cell in judged if "norm" in cell[0]]
     deep = [cell for cell in judged if cell not in normed and cell[0] not in SHALLOW]
@@ -280,5 +340,6 @@ def _count(judged: dict[tuple[str, str], str], some: list[tuple[str, str]], word
     return sum(judged[cell] == word for cell in some)
 
 
-ALL = {"frontier": frontier_table, "harm": harm_table, "paper": paper_rows, "headline": headline_table, "cost": cost_table,
-       "verdict": verdict_table, "tried": tried_table, "sentences": sentences}  # fmt: skip
+ALL = {"frontier": frontier_table, "starts": starts_table, "MLP": mlp_table, "rates": rates_table, "harm": harm_table,
+       "tried": tried_table, "paper": paper_rows, "headline": headline_table, "cost": cost_table, "verdict": verdict_table,
+       "sentences": sentences}  # fmt: skip

@@ -12,7 +12,8 @@ from .starts import STARTS
 from .tasks import Task
 
 OPTIMISERS: dict[str, Callable[..., optim.Optimizer]] = {
-    "Adam": optim.Adam, "SGD": optim.SGD, "SGD, momentum 0.9": partial(optim.SGD, momentum=0.9),
+    "Adam": partial(optim.Adam, foreach=True), "SGD": partial(optim.SGD, foreach=True),
+    "SGD, momentum 0.9": partial(optim.SGD, momentum=0.9, foreach=True),
 }  # fmt: skip
 NOT_FINITE = None  # the score of a run whose loss was not finite
 

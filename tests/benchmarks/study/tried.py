@@ -8,8 +8,10 @@ from .starts import TRIED
 
 
 def units(quick: bool) -> list[tuple[str, str, str]]:
-    """Start, net and optimiser."""
-    return [(start, net, optimiser) for start in TRIED for net in harm.NETS for optimiser in harm.RATES]
+    """Start, net and optimiser: in the whole form."""
+    return (
+        [] if quick else [(start, net, optimiser) for start in TRIED for net in harm.NETS for optimiser in harm.RATES]
+    )
 
 
 def run(results: Results, start: str, net: str, optimiser: str, quick: bool) -> None:
