@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "tests" / "benchmarks"
@@ -18,9 +19,10 @@ def study(monkeypatch, digits_data):
     """The suite's package, as the command imports it."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import evidence
-    from study import harm, paper_table, results, tables
+    from study import harm, nets, paper_table, results, starts, tables, tasks
 
-    yield {"parts": evidence.PARTS, "harm": harm, "paper": paper_table, "results": results, "tables": tables}
+    modules = {"harm": harm, "nets": nets, "results": results, "starts": starts, "tables": tables, "tasks": tasks}
+    yield {"parts": evidence.PARTS, "paper": paper_table, **modules}
     for name in [name for name in sys.modules if name.partition(".")[0] in ("study", "evidence")]:
         del sys.modules[name]
 
@@ -34,14 +36,12 @@ def test_readme_shows_what_the_committed_results_say(study):
 
 
 def test_committed_results_are_all_that_the_quick_form_asks_for(study):
-    class Recited(study["results"].Results):
-        """Results that run nothing: what is not known of is an error."""
-
+    class Asked(study["results"].Recital):
         def of(self, job, run):
             asked.append(job)
-            return super().of(job, lambda: pytest.fail(f"not in the committed results: {job}"))
+            return super().of(job, run)
 
-    asked, results = [], Recited(study["results"].QUICK)
+    asked, results = [], Asked(study["results"].Results(study["results"].QUICK))
     for part in study["parts"].values():
         for unit in part.units(True):
             part.run(results, *unit, quick=True)
@@ -52,7 +52,7 @@ def test_committed_results_are_all_that_the_quick_form_asks_for(study):
 def test_survey_was_right_before_training_for_nine_nets_of_ten(study):
     found = study["tables"].outcomes(study["results"].known())
     assert len(found) >= 100
-    assert sum(said == did for _, said, did, _ in found) >= 0.9 * len(found)
+    assert sum(o.said == o.did for o in found) >= 0.9 * len(found)
 
 
 def test_default_call_harms_no_cell_and_reaches_the_depths(study):
@@ -87,7 +87,64 @@ def test_paper_table_reads_cifar_10_where_it_is(study, tmp_path, monkeypatch):
     assert found.valid_x.shape == (3, 3, 16, 16)
     assert found.y.tolist() == [0, 1, 2, 3] * 4
     assert found.x.std().item() == pytest.approx(1)
-    assert found.x.mean((0, 2, 3)).abs().max() < 1e-5
+    assert found.x.mean((0, 2, 3)).abs().max() < 1e-5  # the training images are centred, by their own mean
+
+
+@pytest.mark.parametrize("kept", [0, 0.001, 0.02, 0.2, 0.6, 0.9])
+def test_tables_of_a_run_that_was_cut_off_show_what_is_complete(study, tmp_path, kept):
+    file = tmp_path / "cut.jsonl"
+    lines = study["results"].QUICK.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[: round(kept * len(lines))]))
+    cut, whole = (study["results"].Results(path) for path in (file, study["results"].QUICK))
+    shown = {name: make(cut) for name, make in study["tables"].ALL.items()}
+    for name in ("frontier", "harm"):
+        full = {line.split("|")[1]: line.split("|") for line in study["tables"].ALL[name](whole).splitlines()[2:]}
+        for line in shown[name].splitlines()[2:]:
+            cells = line.split("|")
+            assert all(cell in (" not run ", same) for cell, same in zip(cells, full[cells[1]], strict=True)), line
+    assert kept < 0.9 or (shown["frontier"] and shown["harm"])
+
+
+def test_job_that_two_workers_ran_counts_once(study, tmp_path):
+    file, line = tmp_path / "twice.jsonl", '{"job": {"part": "x"}, "found": 1, "seconds": 0.1}\n'
+    file.write_text(2 * line)
+    assert len(study["results"].Results(file).rows) == 1
+
+
+def test_start_that_changes_the_head_finds_it(study):
+    torch.manual_seed(0)
+    net = study["nets"].HandAttention()  # whose head was registered before other layers
+    study["starts"].STARTS["the head zero"](net, torch.randn(64, 1, 8, 8))
+    assert not net.out.weight.any()
+    assert all(proj.weight.any() for proj in net.proj)
+
+
+def test_start_of_one_line_fills_a_parametrized_weight(study):
+    net = study["nets"].weight_normed()
+    before = net[0].weight.detach().clone()
+    study["starts"].STARTS["kaiming"](net, None)
+    assert not torch.equal(net[0].weight, before)
+
+
+@pytest.mark.parametrize(("activation", "gain"), [("relu", 2**0.5), ("tanh", 5 / 3), ("gelu", 2**0.5), ("selu", 3 / 4)])
+def test_delta_start_with_gain_has_that_of_the_activation(study, activation, gain):
+    net = study["nets"].plain_conv(3, activation)
+    study["starts"].STARTS["delta, gain"](net, None)
+    tap = net[2].weight[:, :, 1, 1]
+    assert torch.allclose(tap @ tap.T, gain**2 * torch.eye(16), atol=1e-5)
+    assert net[2].weight.count_nonzero() == tap.count_nonzero()
+
+
+def test_first_points_of_the_picture_are_spread_over_it(study):
+    at = study["tasks"].task("picture").x
+    assert (at[:512].std(0) / at.std(0) - 1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 14), (3, 16)])
+@pytest.mark.parametrize("net", ["FitNet-1", "FitNet-4", "FitResNet-4"])
+def test_nets_of_the_papers_table_take_both_data_sets(study, net, channels, size):
+    model = study["paper"].fitnet(net, "maxout", channels, width=0.5)
+    assert model(torch.randn(2, channels, size, size)).shape == (2, 10)
 
 
 def test_file_of_ones_own_knows_nothing_of_the_committed_results(study, tmp_path):

@@ -3,8 +3,8 @@
     pip install -e '.[bench]' && python tests/benchmarks/engine.py
 
 Each row is a ratio within one run on one machine: the time of the initialisation over that of a forward without gradients, or of
-the survey over that of a forward and backward. The models are made anew for each measurement, with the same seed. `--fast` leaves
-the peers out.
+the survey over that of a forward and backward. Each measurement has a fresh copy of the model. `--fast` leaves the peers and the
+orthonormal step out.
 """
 
 import argparse

@@ -2,14 +2,15 @@
 
     pip install -e '.[bench]' && python tests/benchmarks/evidence.py --quick --results own.jsonl
 
-runs the quick form (half an hour on two cores); without --quick the whole one (hours, which a later run goes on with). Name
-parts to run these alone. Each run is one JSON line in the results file, and what stands there is not run again. Without
---results that is the committed file, which --tables prints as tables.
+runs the quick form (half an hour on two cores); without --quick the whole one (hours, which a later run goes on with). Both read
+Fashion-MNIST from LSUVCB_DATA. Name parts to run these alone. Each run is one JSON line in the results file, and what stands
+there is not run again. Without --results that is the committed file, which --tables prints as tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import multiprocessing
 import os
 import time
@@ -23,6 +24,9 @@ import torch
 from study import cost, frontier, harm, headline, paper_table, tables, tried, verdict
 from study.results import QUICK, WHOLE, known
 
+from lsuvcb.data import fashion_mnist
+
+PEERS = ("anyinit", "lsuv")
 PARTS = {
     "harm": harm,
     "frontier": frontier,
@@ -56,11 +60,18 @@ def main() -> None:
     path = args.results or (QUICK if args.quick else WHOLE)
     parts = args.parts or list(PARTS)
     if args.tables:
+        if args.parts:
+            parser.error("--tables prints all that the file has; leave the parts out")
         results = known(path)
         print("\n\n".join(text for make in tables.ALL.values() if (text := make(results))))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     tasks = [(part, unit, str(path), args.quick) for part in parts for unit in PARTS[part].units(args.quick)]
+    if not tasks:
+        parser.error(f"the quick form has nothing of {', '.join(parts)}; leave --quick out")
+    if missing := [name for name in PEERS if importlib.util.find_spec(name) is None]:
+        parser.error(f"no package {', '.join(missing)}: pip install -e '.[bench]'")
+    fashion_mnist(bs=1, device="cpu", download=False)  # an error now, not in an hour
     start = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         for done, what in enumerate(pool.imap_unordered(work, tasks), 1):

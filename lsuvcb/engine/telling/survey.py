@@ -49,7 +49,7 @@ class Survey:
             an output is not finite
             the std falls below 1/100 from first to last, or grows beyond 100 times (layers before a normalisation left aside)
             signal / std is below 0.01 in the last layers: the input is forgotten
-            balance is below 0.3 in the last layers: a few samples hold all the variance
+            balance is below 0.15 in the last layers: a few samples hold all the variance
             the gradient in the first layers is below 1/50 of the last layer's, or beyond 50 times
 
         `lsuv_` is advised where it has something to scale and the signal is not level already. Constant outputs (a branch that

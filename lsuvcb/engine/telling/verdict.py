@@ -18,7 +18,7 @@ from .table import number
 FADES = 1 / 3  # of the std from first to last: worth a word
 DIES = 1 / 100  # of the std from first to last; and its inverse
 FORGETS = 0.01  # of the std of the last layers: what tells samples apart
-HANGS = 0.3  # balance of the last layers
+HANGS = 0.15  # balance of the last layers
 GRADIENT = 1 / 50  # of the first layers, relative to the last one; and its inverse
 
 

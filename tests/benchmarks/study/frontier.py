@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import log10
 
 from . import verdict
 from .nets import mlp, plain_conv
@@ -16,9 +17,9 @@ RATES = (0.003, 0.001, 0.01)
 ALL_RATES = (*RATES, 0.03, 0.0003)
 EPOCHS, SEEDS = 10, 5
 NETS = {"conv": plain_conv, "MLP": mlp}
-QUICK_STARTS = ("pytorch", "kaiming", "anyinit empirical", "paper", "balanced")
-STARTS = ("pytorch", "xavier", "kaiming", "orthogonal", "delta", "lsuv 0.3", "anyinit empirical", "anyinit analytic",
-          "paper", "balanced")  # fmt: skip
+QUICK_STARTS = ("pytorch", "kaiming", "delta, gain", "anyinit empirical", "paper", "balanced")
+STARTS = ("pytorch", "xavier", "kaiming", "orthogonal", "delta", "delta, gain", "lsuv 0.3", "anyinit empirical",
+          "anyinit analytic", "paper", "balanced")  # fmt: skip
 QUICK_ACTIVATIONS = ("relu", "tanh", "gelu", "general_relu", "silu")
 ACTIVATIONS = (*QUICK_ACTIVATIONS, "selu", "leaky_relu", "elu", "mish")
 
@@ -31,21 +32,38 @@ def units(quick: bool) -> list[tuple[str, str, str]]:
 
 
 def run(results: Results, kind: str, activation: str, start: str, quick: bool) -> None:
-    """Climb until a depth does not train; where the climb ended, all learning rates, and Adam.
+    """Climb, with a survey at each depth; where the climb ended, all learning rates, and Adam."""
+    deepest = climb(results, kind, activation, start)
+    for depth in DEPTHS[: DEPTHS.index(deepest) + 2 if deepest else 1]:
+        job = {"kind": kind, "activation": activation, "start": start, "depth": depth}
+        verdict.look(results, job, partial(NETS[kind], depth, activation), "digits")
+    if deepest and not quick:
+        width(results, kind, activation, start, deepest)
+        adam(results, kind, activation, start, deepest)
+
+
+def climb(results: Results, kind: str, activation: str, start: str) -> int:
+    """The depth before the first that does not train; 0 where the first does not.
 
     A bisection would train fewer nets, and take longer: a depth that does not train takes thrice the runs of one that does.
     """
     deepest = 0
     for depth in DEPTHS:
-        job = {"kind": kind, "activation": activation, "start": start, "depth": depth}
-        verdict.look(results, job, partial(NETS[kind], depth, activation), "digits")
         if not _trains(results, kind, activation, start, depth):
             break
         deepest = depth
-    if deepest and not quick:
-        for rate in ALL_RATES:
-            _median(results, kind, activation, start, deepest, rate)
-        _median(results, kind, activation, start, deepest, 1e-3, optimiser="Adam")
+    return deepest
+
+
+def width(results: Results, kind: str, activation: str, start: str, depth: int) -> float:
+    """Decades from the lowest learning rate that trains it to the highest."""
+    rates = [rate for rate in ALL_RATES if _median(results, kind, activation, start, depth, rate) >= TRAINS]
+    return log10(max(rates) / min(rates))
+
+
+def adam(results: Results, kind: str, activation: str, start: str, depth: int) -> bool:
+    """Does Adam train it at its own default rate?"""
+    return _median(results, kind, activation, start, depth, 1e-3, optimiser="Adam") >= TRAINS
 
 
 def _trains(results: Results, kind: str, activation: str, start: str, depth: int) -> bool:

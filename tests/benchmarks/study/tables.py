@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from math import log10
+from itertools import product
 from statistics import mean, median, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import cost, frontier, harm, headline, paper_table
-from .results import Results
+from .results import Recital, Results
 from .starts import TRIED
 
 NAMES = {
@@ -19,6 +19,7 @@ NAMES = {
     "xavier": "`xavier_normal_`",
     "orthogonal": "`orthogonal_`",
     "delta": "delta-orthogonal",
+    "delta, gain": "delta-orthogonal, times the gain",
     "lsuv 0.3": "lsuv 0.3",
     "anyinit empirical": "anyinit 0.4, empirical",
     "anyinit analytic": "anyinit 0.4, analytic",
@@ -48,34 +49,17 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 
 # Part 1
 
-DEPTH = "deepest that trains"
+DEPTH, NOT_RUN = "deepest that trains", "not run"
 KINDS = {"conv": "conv net", "MLP": "MLP"}
 
 
 def reached(results: Results, activation: str, start: str, kind: str = "conv") -> int:
-    """The deepest net that trains, of those that were tried; 0 for none."""
-    return max(
-        (d for d in frontier.DEPTHS if accuracy_at(results, activation, start, d, kind) >= frontier.TRAINS), default=0
-    )
+    """The deepest net that trains, of those that were tried; 0 for none.
 
-
-def accuracy_at(results: Results, activation: str, start: str, depth: int, kind: str = "conv") -> float:
-    """The median accuracy of the seeds at the best of the three rates; 0 where that depth was not tried."""
-    found = by_rate(results, activation, start, depth, kind)
-    return max((accuracy for rate, accuracy in found.items() if rate in frontier.RATES), default=0.0)
-
-
-def by_rate(
-    results: Results, activation: str, start: str, depth: int, kind: str = "conv", optimiser: str = "SGD, momentum 0.9"
-) -> dict[float, float]:
-    """Learning rate -> the median accuracy of the seeds."""
-    rows = results.select(
-        part="frontier", kind=kind, activation=activation, start=start, depth=depth, optimiser=optimiser
-    )
-    found: dict[float, list[float]] = defaultdict(list)
-    for row in rows:
-        found[row["job"]["rate"]].append(row["found"] or 0.0)
-    return {rate: median(scores) for rate, scores in found.items()}
+    Raises:
+        LookupError: the climb has not been run to its end.
+    """
+    return frontier.climb(Recital(results), kind, activation, start)
 
 
 def frontier_table(results: Results) -> str:
@@ -100,84 +84,87 @@ def _frontier(
     results: Results, heading: str, kind: str, tell: Callable[[Results, str, str, str], str],
     starts: Iterable[str] = frontier.STARTS, activations: Iterable[str] = frontier.ACTIVATIONS,
 ) -> str:  # fmt: skip
-    """A line for each start, a column for each activation, as far as they were run."""
-    done = {(r["job"]["activation"], r["job"]["start"]) for r in results.select(part="frontier", kind=kind)}
-    starts = [s for s in starts if any(start == s for _, start in done)]
-    activations = [a for a in activations if any(act == a for act, _ in done)]
-    rows = [
-        [NAMES[s], *(tell(results, kind, a, s) if (a, s) in done else "not run" for a in activations)] for s in starts
-    ]
+    """A line for each start, a column for each activation, as far as they were run to the end."""
+    rows = []
+    for start in starts:
+        cells = []
+        for activation in activations:
+            try:
+                cells.append(tell(Recital(results), kind, activation, start))
+            except LookupError:
+                cells.append(NOT_RUN)
+        rows.append([NAMES[start], *cells])
+    rows = [row for row in rows if any(cell != NOT_RUN for cell in row[1:])]
     return table([heading, *(ACTIVATIONS.get(a, a) for a in activations)], rows)
 
 
 def _depth(results: Results, kind: str, activation: str, start: str) -> str:
-    return str(reached(results, activation, start, kind) or "none")
+    return str(frontier.climb(results, kind, activation, start) or "none")
 
 
 def _width(results: Results, kind: str, activation: str, start: str) -> str:
-    at = activation, start, reached(results, activation, start, kind), kind
-    adam = by_rate(results, *at, optimiser="Adam")
-    if not adam:
-        return "not run" if at[2] else "none"
-    trains = [rate for rate, accuracy in by_rate(results, *at).items() if accuracy >= frontier.TRAINS]
-    also = "; Adam" if max(adam.values()) >= frontier.TRAINS else ""
-    return f"{log10(max(trains) / min(trains)):.1f}{also}"
+    deepest = frontier.climb(results, kind, activation, start)
+    if not deepest:
+        return "none"
+    at = results, kind, activation, start, deepest
+    return f"{frontier.width(*at):.1f}{'; Adam' * frontier.adam(*at)}"
 
 
 # Part 2
 
 
-def cells(results: Results, start: str, nets: Container[str] = harm.NETS) -> dict[tuple[str, str], str]:
-    """Net and optimiser -> better, equal or worse than PyTorch's start; what looks worse is looked at again with fresh seeds."""
-    return {cell: _judged(results, cell, start) for cell in _cells(results, nets)}
+def cells(results: Results, start: str, nets: Iterable[str] = harm.NETS) -> dict[tuple[str, str], str]:
+    """Net and optimiser -> better, equal or worse than PyTorch's start; what looks worse is looked at again with fresh seeds.
+
+    Cells that have not been run to the end are missing.
+    """
+    judged = {cell: _judged(results, cell, start) for cell in product(nets, harm.RATES)}
+    return {cell: word for cell, word in judged.items() if word}
 
 
-def _cells(results: Results, nets: Container[str] = harm.NETS) -> list[tuple[str, str]]:
-    found = dict.fromkeys((r["job"]["net"], r["job"]["optimiser"]) for r in results.select(part="harm"))
-    return [cell for cell in found if cell[0] in nets]
-
-
-def _scores(results: Results, cell: tuple[str, str], start: str, fresh: bool) -> list[float | None]:
+def _scores(results: Results, cell: tuple[str, str], start: str, fresh: bool = False) -> list[float | None]:
     rows = results.select(part="harm", net=cell[0], optimiser=cell[1], start=start)
     return [row["found"] for row in rows if (row["job"]["seed"] >= 100) == fresh]
 
 
 def _judged(results: Results, cell: tuple[str, str], start: str) -> str:
-    first = harm.compare(_scores(results, cell, start, False), _scores(results, cell, "pytorch", False))
-    if first != "worse":
-        return first
-    again = harm.compare(_scores(results, cell, start, True), _scores(results, cell, "pytorch", True))
-    return "worse" if again == "worse" else "equal"
+    word = ""
+    for fresh, seeds in ((False, harm.SEEDS), (True, harm.FRESH)):
+        ours, theirs = (_scores(results, cell, which, fresh) for which in (start, "pytorch"))
+        if len(ours) < seeds or len(theirs) < seeds:
+            return ""
+        word = harm.compare(ours, theirs)
+        if word != "worse":
+            return "equal" if fresh else word
+    return word
 
 
 def not_finite(results: Results, start: str) -> int:
     """Runs of the first seeds that ended in a loss that is no number, in cells where none of PyTorch's did."""
-    quiet = [cell for cell in _cells(results) if None not in _scores(results, cell, "pytorch", False)]
-    return sum(score is None for cell in quiet for score in _scores(results, cell, start, False))
+    return sum(score is None for cell in lost(results, start) for score in _scores(results, cell, start))
 
 
-def lost(results: Results) -> list[tuple[str, str]]:
-    """The cells in which a run of the default call ended in nan, and none of PyTorch's start did."""
-    quiet = [cell for cell in _cells(results) if None not in _scores(results, cell, "pytorch", False)]
-    return [cell for cell in quiet if None in _scores(results, cell, "balanced", False)]
+def lost(results: Results, start: str = "balanced") -> list[tuple[str, str]]:
+    """The cells of the figure in which a run of the first seeds ended in nan, and none of PyTorch's start did."""
+    return [
+        cell
+        for cell in product(harm.NETS, harm.RATES)
+        if None in _scores(results, cell, start) and None not in _scores(results, cell, "pytorch")
+    ]
 
 
 def mean_of(results: Results, cell: tuple[str, str], start: str) -> float:
     """The mean score of the first seeds; a loss that was no number counts as 0."""
-    return mean(score or 0.0 for score in _scores(results, cell, start, False))
+    return mean(score or 0.0 for score in _scores(results, cell, start))
 
 
 def harm_table(results: Results, starts: Iterable[str] = harm.STARTS[1:]) -> str:
     rows = []
     for start in starts:
         judged = list(cells(results, start).values())
-        rows.append(
-            [
-                NAMES.get(start, start),
-                *(judged.count(word) for word in ("better", "equal", "worse")),
-                not_finite(results, start),
-            ]
-        )
+        if len(judged) == len(harm.NETS) * len(harm.RATES):
+            counts = (judged.count(word) for word in ("better", "equal", "worse"))
+            rows.append([NAMES.get(start, start), *counts, not_finite(results, start)])
     return table(["against PyTorch's start", "better", "equal", "worse", "runs that ended in nan"], rows)
 
 
@@ -185,23 +172,20 @@ def harm_table(results: Results, starts: Iterable[str] = harm.STARTS[1:]) -> str
 
 
 def tried_table(results: Results) -> str:
-    whole = (start for start in TRIED if all(_scores(results, cell, start, False) for cell in _cells(results)))
-    return harm_table(results, ("balanced", *whole))
+    return harm_table(results, ("balanced", *TRIED))
 
 
 # Part 3
 
 
 def paper_rows(results: Results) -> str:
-    """The quick form's nets of half the width, and those of the whole one."""
+    """The quick form's nets of half the width, and those of the whole one by their data."""
     rows = []
-    for quick in (True, False):
-        for net in paper_table.NETS:
-            for start in paper_table.STARTS:
-                runs = partial(results.select, part="paper", net=net, start=start, quick=quick)
-                found = [runs(activation=act) for act in paper_table.ACTIVATIONS]
-                if any(found):
-                    rows.append([net + quick * ", halved", NAMES[start], *(_converged(some) for some in found)])
+    for data, net, start in product((None, "CIFAR-10", "Fashion-MNIST"), paper_table.NETS, paper_table.STARTS):
+        runs = partial(results.select, part="paper", data=data, net=net, start=start)
+        found = [runs(activation=activation) for activation in paper_table.ACTIVATIONS]
+        if any(found):
+            rows.append([f"{net}, {data or 'halved'}", NAMES[start], *(_converged(some) for some in found)])
     return table(["net", "start", *paper_table.ACTIVATIONS], rows)
 
 
@@ -247,6 +231,8 @@ def cost_table(results: Results) -> str:
     ]
     for size in cost.SIZES:
         found = [row["found"] for row in results.select(part="cost", what="batch", size=size)]
+        if not found:
+            continue
         spread, accuracy = (median(row[what] or 0.0 for row in found) for what in ("spread", "accuracy"))
         rows.append([f"batch of {size}: spread of a scale; accuracy", f"{100 * spread:.1f} %; {accuracy:.3f}"])
     return table(["plain conv net of 20 layers on digits", ""], rows)
@@ -257,36 +243,51 @@ def cost_table(results: Results) -> str:
 LEARNS = 0.7  # a net that reached it, at the best optimiser or rate, with the median of its seeds, has trained
 
 
-def outcomes(results: Results) -> list[tuple[str, bool, bool, str]]:
-    """What was trained, whether the survey said that it would train, whether it did, and the verdict."""
+class Outcome(NamedTuple):
+    """What was trained, whether the survey said that it would train, whether it did, and the verdict.
+
+    `chosen_on`: the verdict's bounds were chosen on it.
+    """
+
+    name: str
+    said: bool
+    did: bool
+    verdict: str
+    chosen_on: bool
+
+
+def outcomes(results: Results) -> list[Outcome]:
     found = []
     for row in results.select(part="verdict"):
         job = row["job"]
         if "net" in job:
             runs = results.select(part="harm", net=job["net"], start=job["start"])
-            name = f"{job['net']}, {NAMES[job['start']]}"
+            name, chosen_on = f"{job['net']}, {NAMES[job['start']]}", job["net"] in harm.NETS
         else:
             wanted = {key: job[key] for key in ("kind", "activation", "start", "depth")}
             runs = results.select(part="frontier", **wanted)
             activation = ACTIVATIONS.get(job["activation"], job["activation"])
             name = f"{KINDS[job['kind']]}, {job['depth']} layers, {activation}, {NAMES[job['start']]}"
+            chosen_on = job["activation"] in frontier.QUICK_ACTIVATIONS
         ways: dict[Any, list[float]] = defaultdict(list)
         for trained in runs:
             ways[trained["job"].get("rate"), trained["job"]["optimiser"]].append(trained["found"] or 0.0)
         if ways:
             best = max(median(scores) for scores in ways.values())
-            found.append((name, row["found"]["healthy"], best >= LEARNS, row["found"]["verdict"]))
+            found.append(Outcome(name, row["found"]["healthy"], best >= LEARNS, row["found"]["verdict"], chosen_on))
     return found
 
 
 def verdict_table(results: Results) -> str:
     found = outcomes(results)
-    right = sum(said == did for _, said, did, _ in found)
+    if not found:
+        return ""
+    right = sum(o.said == o.did for o in found)
     rows = [
-        ["said to train, trained", sum(said and did for _, said, did, _ in found)],
-        ["said not to train, did not", sum(not said and not did for _, said, did, _ in found)],
-        ["said to train, did not", sum(said and not did for _, said, did, _ in found)],
-        ["said not to train, trained", sum(not said and did for _, said, did, _ in found)],
+        ["said to train, trained", sum(o.said and o.did for o in found)],
+        ["said not to train, did not", sum(not o.said and not o.did for o in found)],
+        ["said to train, did not", sum(o.said and not o.did for o in found)],
+        ["said not to train, trained", sum(not o.said and o.did for o in found)],
         ["right", f"{right} of {len(found)} ({100 * right / len(found):.0f} %)"],
     ]
     return table(["the survey before training", "nets and starts"], rows)
@@ -308,31 +309,42 @@ def sentences(results: Results) -> str:
     more_better = list(more.values()).count("better")
     harmed = [f"{net}, {optimiser}" for (net, optimiser), word in more.items() if word == "worse"]
     found = outcomes(results)
-    right = sum(said == did for _, said, did, _ in found)
-    unseen = [said == did for name, said, did, _ in found if any(word in name for word in UNSEEN)]
-    unseen_right = sum(unseen)
+    right = sum(o.said == o.did for o in found)
+    unseen = [o.said == o.did for o in found if not o.chosen_on]
     better, worse = (_count(judged, deep, word) for word in ("better", "worse"))
     normed_better, normed_worse = (_count(judged, normed, word) for word in ("better", "worse"))
-    (seeds, ours, accuracy, _), (_, theirs, kaiming, _) = (
-        headline_of(results, start) for start in ("balanced", "kaiming")
-    )
+    diverged = [headline_of(results, start) for start in ("balanced", "kaiming", "paper")]
+    ours, kaiming, paper = (f"{n} of {seeds} ({accuracy:.3f})" for seeds, n, accuracy, _ in diverged)
     lines = (
-        f"- **Deep nets without norms gain**: of {len(deep)} cells of five layers and more {better} are better, {worse} worse.",
-        f"- **Nets with norms do not**: of {len(normed)} cells {normed_better} better, {normed_worse} worse; a layer "
-        "right before a norm is left alone.",
+        *_mlps(results),
+        f"- **Deep nets without norms gain** (of {len(deep)} cells of five layers and more {better} are better, {worse} worse), "
+        f"**nets with norms do not** (of {len(normed)} cells {normed_better} better, {normed_worse} worse): what stands before a "
+        "norm is left alone.",
         f"- **Of ten further nets**, {len(more)} cells, {more_better} are better and {len(harmed)} worse: "
         f"{'; '.join(harmed)}.",
-        f"- **The course's model at its rate**: of {seeds} seeds {ours} diverge, from Kaiming's start {theirs}; the rest reach "
-        f"{accuracy:.3f} and {kaiming:.3f}.",
+        f"- **The course's model at its rate** diverges for {ours} seeds, from Kaiming's start for {kaiming}, by the paper's "
+        f"recipe for {paper}; in brackets the mean accuracy of the others.",
         f"- **A rate too high stays too high**: {ends} nans in {len(nan)} cells where PyTorch's start stays at "
         f"{stuck:.2f}.",
-        f"- **`survey` says so before**: right about {right} of {len(found)} nets and starts, and about {unseen_right} of the "
+        f"- **`survey` says so before**: right about {right} of {len(found)} nets and starts, and about {sum(unseen)} of the "
         f"{len(unseen)} on which its bounds were not chosen.",
     )
     return "\n".join(lines)
 
 
-UNSEEN = ("GeneralRelu", "SiLU")  # what survey's bounds were not chosen on
+def _mlps(results: Results) -> list[str]:
+    """How deep MLPs may be, in a line; none before that has been run."""
+    try:
+        ours, kaiming, paper = (
+            " ".join(_depth(Recital(results), "MLP", activation, start) for activation in frontier.QUICK_ACTIVATIONS)
+            for start in ("balanced", "kaiming", "paper")
+        )
+    except LookupError:
+        return []
+    return [f"- **MLPs gain less** than conv nets: the deepest of width 64 that train have, in the order above, {ours} layers; "
+            f"from Kaiming's start {kaiming}, by the paper's recipe {paper}."]  # fmt: skip
+
+
 SHALLOW = ("logistic regression", "MLP 2 ReLU", "LSTM and head")
 
 

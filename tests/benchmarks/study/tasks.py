@@ -42,27 +42,39 @@ def task(name: str) -> Task:
     if name == "picture":
         mosaic = x[:64, 0].reshape(8, 8, 8, 8).permute(0, 2, 1, 3).reshape(64, 64)
         at = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 64)] * 2, indexing="ij"), -1).reshape(-1, 2)
-        grey = mosaic.reshape(-1, 1)
+        order = torch.randperm(len(at), generator=torch.Generator().manual_seed(0))  # a part of it is no stripe
+        at, grey = at[order], mosaic.reshape(-1, 1)[order]
         return Task(at, grey, at, grey, F.mse_loss, explained)
-    make = {"denoise": _denoise, "generate": _generate, "rebuild": lambda x: (x, x), "measure": _measure}[name]
-    (a, b), (c, d) = make(x), make(valid_x)
+    make = {"denoise": _denoise, "generate": _generate, "rebuild": _rebuild, "measure": _measure}[name]
+    (a, b), (c, d) = make(x, x), make(valid_x, x)
     return Task(a, b, c, d, F.mse_loss, explained)
 
 
-def _denoise(x: Tensor) -> tuple[Tensor, Tensor]:
+# Inputs and targets made of images; what is normalised is normalised by the training images' statistics.
+
+
+def _rebuild(x: Tensor, train_x: Tensor) -> tuple[Tensor, Tensor]:
+    return x, x
+
+
+def _denoise(x: Tensor, train_x: Tensor) -> tuple[Tensor, Tensor]:
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     return (x + 0.5 * noise) / 1.25**0.5, x
 
 
-def _generate(x: Tensor) -> tuple[Tensor, Tensor]:
+def _generate(x: Tensor, train_x: Tensor) -> tuple[Tensor, Tensor]:
     """The image from a fixed linear code of it."""
-    code = x.flatten(1) @ torch.linalg.qr(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)))[0]
-    return code / code.std(), x
+    encode = torch.linalg.qr(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)))[0]
+    return x.flatten(1) @ encode / (train_x.flatten(1) @ encode).std(), x
 
 
-def _measure(x: Tensor) -> tuple[Tensor, Tensor]:
+def _measure(x: Tensor, train_x: Tensor) -> tuple[Tensor, Tensor]:
     """Where the ink is, and how much of it."""
-    ink = x[:, 0] - x.amin()
-    total, at = ink.sum((1, 2)), torch.arange(8.0)
-    found = torch.stack([(ink.sum(2) * at).sum(1) / total, (ink.sum(1) * at).sum(1) / total, total], 1)
-    return x, (found - found.mean(0)) / found.std(0)
+    found, like = (_ink(images[:, 0] - train_x.amin()) for images in (x, train_x))
+    return x, (found - like.mean(0)) / like.std(0)
+
+
+def _ink(images: Tensor) -> Tensor:
+    """Its centre of mass, and its sum: shape (n, 3)."""
+    total, at = images.sum((1, 2)), torch.arange(8.0)
+    return torch.stack([(images.sum(2) * at).sum(1) / total, (images.sum(1) * at).sum(1) / total, total], 1)

@@ -19,7 +19,7 @@ NOT_FINITE = None  # the score of a run whose loss was not finite
 
 
 def make(net: Callable[[], nn.Module], start: str, task: Task, seed: int, batch: int = 512) -> nn.Module:
-    """A net of this seed, initialised on as many training samples."""
+    """A net of this seed, initialised on the first `batch` training samples."""
     torch.manual_seed(seed)
     model = net()
     STARTS[start](model, task.x[:batch])
