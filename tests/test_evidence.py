@@ -1,5 +1,6 @@
 """The committed results of the evidence suite, and what the README says of them."""
 
+import json
 import pickle
 import re
 import sys
@@ -33,6 +34,14 @@ def test_readme_shows_what_the_committed_results_say(study):
     assert [name for name, _ in shown] == ["frontier", "harm", "sentences"]
     for name, text in shown:
         assert text.split() == tables.ALL[name](results).split(), name
+
+
+@pytest.mark.parametrize("name", ["starts", "MLP", "rates", "harm", "tried", "paper", "headline", "cost", "verdict"])
+def test_notebook_shows_what_the_committed_results_say(study, name):
+    cells = json.loads((ROOT / "nbs" / "06_evidence.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    shown = ["".join(output.get("data", {}).get("text/markdown", "")) for output in outputs]
+    assert study["tables"].ALL[name](study["results"].known()) in shown
 
 
 def test_committed_results_are_all_that_the_quick_form_asks_for(study):
