@@ -21,7 +21,7 @@ NAMES = {
     "xavier": "`xavier_normal_`",
     "orthogonal": "`orthogonal_`",
     "delta": "delta-orthogonal",
-    "delta, gain": "delta-orthogonal, times the gain",
+    "delta, gain": "delta-orthogonal times `calculate_gain`",
     "lsuv 0.3": "lsuv 0.3",
     "anyinit empirical": "anyinit 0.4, empirical",
     "anyinit analytic": "anyinit 0.4, analytic",
@@ -358,8 +358,8 @@ def _mlps(results: Results) -> list[str]:
         )
     except LookupError:
         return []
-    return [f"- **MLPs of width 64 gain less**: the deepest that train have {ours} layers; Kaiming's {kaiming}; "
-            f"the paper's recipe's {paper}."]  # fmt: skip
+    return [f"- **MLPs of width 64 gain less**: in the order above, the deepest that train have {ours} layers; "
+            f"Kaiming's {kaiming}; the paper's recipe's {paper}."]  # fmt: skip
 
 
 SHALLOW = ("logistic regression", "MLP 2 ReLU", "LSTM and head")
